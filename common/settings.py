@@ -1,0 +1,106 @@
+"""Plain frozen settings: what `config` makes of the YAML file and what crosses to children.
+
+Nothing here validates, reads or imports pydantic. Secrets are left out of every repr.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class SslOptions:
+    """TLS towards RabbitMQ. `protocol`: the ssl.PROTOCOL_* integer; 2 (any) means the newest both speak."""
+
+    ca_certs: str | None = None
+    ca_path: str | None = None
+    ca_data: str | None = None
+    protocol: int = 2
+    certfile: str | None = None
+    keyfile: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ciphers: str | None = None
+    verify: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """How to reach RabbitMQ. `nodes`: (host, port) pairs, tried in random order; seconds for `heartbeat_interval`."""
+
+    nodes: tuple[tuple[str, int], ...] = (('localhost', 5672),)
+    vhost: str = '/'
+    username: str = 'guest'
+    password: str = field(default='guest', repr=False)
+    ssl_options: SslOptions | None = None
+    heartbeat_interval: int = 300
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """One entry of Application/workers: one PgQ queue to one broker. Times in seconds."""
+
+    name: str
+    queue: str
+    postgres_url: str = field(repr=False)
+    rabbitmq: BrokerSettings = BrokerSettings()
+    confirm: bool = True
+    consumer_name: str = 'mikkoo'
+    max_failures: int = 10
+    retry_delay: float = 10.0
+    unregister: bool = False
+    wait_duration: float = 10.0
+    create_queue: bool = False
+    persistent: bool = True
+    confirm_window: int = 1000
+    confirm_timeout: float = 60.0
+    window_bytes: int = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class StatsdSettings:
+    """Where metrics go: UDP, off unless enabled."""
+
+    enabled: bool = False
+    host: str = 'localhost'
+    port: int = 8125
+    prefix: str = 'mikkoo'
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What every process, parent and child, needs to report about itself; told to running children on a reload.
+
+    `levels`: logger name to level number, from the Logging section ('' is the root).
+    `poll_interval`: seconds between a child's reports to the supervisor.
+    """
+
+    statsd: StatsdSettings = StatsdSettings()
+    sentry_dsn: str | None = field(default=None, repr=False)
+    levels: Mapping[str, int] = field(default_factory=dict)
+    poll_interval: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonSettings:
+    """The Daemon section. None: not given (no change of user or group, default pidfile, umask 0o022)."""
+
+    user: str | None = None
+    group: str | None = None
+    pidfile: str | None = None
+    umask: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A whole, valid configuration. `logging` is a dictConfig dictionary that may bear `debug_only` on handlers.
+
+    `warnings`: what is allowed but worth saying, ready to print (file:line:column: text).
+    """
+
+    workers: tuple[WorkerSettings, ...] = ()
+    telemetry: Telemetry = Telemetry()
+    daemon: DaemonSettings = DaemonSettings()
+    logging: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = field(default=(), compare=False)
