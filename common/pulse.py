@@ -113,11 +113,11 @@ class Pulse:
     @contextmanager
     def draining(self, seconds: float) -> Iterator[None]:
         """While a stop is carried out: waits do not raise Stopping until `seconds` are over."""
-        self._patience = time.monotonic() + seconds
+        before, self._patience = self._patience, time.monotonic() + seconds
         try:
             yield
         finally:
-            self._patience = None
+            self._patience = before
 
     def close(self) -> None:
         os.close(self._wake_read)
