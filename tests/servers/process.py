@@ -1,0 +1,186 @@
+"""What the server modules share: finding programs and ports, starting children, ending them by process id."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import NoReturn, Self
+
+PORTS = range(20_000, 32_000)  # below the ephemeral range, so no outgoing connection takes one meanwhile
+LOG_TAIL = 4_000  # characters of a server's log in an error
+
+
+class ServerError(RuntimeError):
+    """A server is not installed, does not start or does not stop."""
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that nobody listens on."""
+    for port in random.sample(PORTS, 1000):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(('127.0.0.1', port))
+            except OSError:
+                continue
+            return port
+    raise ServerError(f'no free port in {PORTS}')
+
+
+def program(name: str, package: str, *folders: str) -> str:
+    """The path of a program, looked for in `folders` and then in PATH; ServerError names the package to install."""
+    places = [folder for folder in folders if folder] + os.environ.get('PATH', os.defpath).split(os.pathsep)
+    found = shutil.which(name, path=os.pathsep.join([*places, '/usr/sbin', '/usr/local/sbin']))
+    if found is None:
+        raise ServerError(f'{name} is not installed: install the package {package}, or run scripts/test, which does')
+    return found
+
+
+def raise_on_signals() -> None:
+    """Make SIGTERM and SIGHUP end the program through its `finally` clauses, as Ctrl-C does. Main thread only."""
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, leave)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore Ctrl-C, SIGTERM and SIGHUP while servers are being stopped, where handlers can be set at all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Server:
+    """A child process with a folder of its own. Subclasses give `_launch`, which sets `_process`.
+
+    `user`: the account to run as (only root can choose). Use it as a context manager, or `start` and `close`.
+    """
+
+    name = 'server'
+    stop_signal = signal.SIGTERM
+    stop_deadline = 20.0  # seconds from the stop signal until SIGKILL
+
+    def __init__(self, user: str | None = None) -> None:
+        self._user = user
+        self.folder = Path(tempfile.mkdtemp(prefix=f'mikkoo-{self.name}-'))
+        if user is not None:
+            account = pwd.getpwnam(user)
+            os.chown(self.folder, account.pw_uid, account.pw_gid)
+        self.log_file = self.folder / f'{self.name}.log'
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int:
+        """The process id; ServerError if it is not running."""
+        if self._process is None:
+            raise ServerError(f'{self.name} is not running')
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start, and wait until it answers. ServerError with the end of its log if it does not."""
+        if not self.running:
+            self._process = self._launch()
+            self._await_ready()
+
+    def stop(self, number: signal.Signals | None = None) -> None:
+        """End the process by a signal, and by SIGKILL if it is still there after the deadline. The folder stays."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with undisturbed():
+            end(process, number or self.stop_signal, self.stop_deadline)
+
+    def close(self) -> None:
+        """Stop and remove the folder."""
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def log(self) -> str:
+        """The end of what the server wrote."""
+        return self.log_file.read_text(errors='replace')[-LOG_TAIL:] if self.log_file.exists() else ''
+
+    def _launch(self) -> subprocess.Popen[bytes]:
+        raise NotImplementedError
+
+    def _await_ready(self) -> None:
+        raise NotImplementedError
+
+    def _spawn(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start a child in a session of its own: a Ctrl-C at the terminal is for us to pass on, not for it."""
+        with self.log_file.open('ab') as log:
+            return subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **self._identity(),
+            )
+
+    def _identity(self) -> dict[str, object]:
+        if self._user is None:
+            return {}
+        return {'user': self._user, 'group': pwd.getpwnam(self._user).pw_gid, 'extra_groups': []}
+
+    def _check_alive(self) -> bool:
+        """True while the process runs; ServerError with its log once it has ended."""
+        if self.running:
+            return True
+        code = self._process.returncode if self._process else None
+        raise ServerError(f'{self.name} ended with code {code}:\n{self.log()}')
+
+
+def end(process: subprocess.Popen[bytes], number: signal.Signals, deadline: float) -> None:
+    """Signal a child, wait for it, and sweep what is left of its process group."""
+    if process.poll() is None:
+        process.send_signal(number)
+        try:
+            process.wait(deadline)
+        except subprocess.TimeoutExpired:
+            pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
