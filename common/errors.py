@@ -88,12 +88,16 @@ class BrokerRefused(BrokerError):
 
 
 class EventError(MikkooError):
-    """An event cannot become a message, ever. `field` names the PgQ column or AMQP property."""
+    """An event cannot become a message. `field` names the PgQ column or AMQP property.
 
-    def __init__(self, field: str, reason: str) -> None:
+    `permanent`: no retry can cure it (text that is not JSON); False where the broker decides and may change its mind.
+    """
+
+    def __init__(self, field: str, reason: str, *, permanent: bool = True) -> None:
         super().__init__(f'{field}: {reason}')
         self.field = field
         self.reason = reason
+        self.permanent = permanent
 
 
 class Stopping(MikkooError):

@@ -1,0 +1,103 @@
+"""Messages on their way: sent on one channel and not yet judged. Bookkeeping only, no I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from mikkoo.worker.event import Event, Message
+
+
+class Flight:
+    """A message in flight. `returned`: the broker's (code, text) once it came back as unroutable.
+
+    `nack_mark`: how many messages to its exchange had been confirmed when it was first nacked, else None.
+    """
+
+    __slots__ = ('event', 'message', 'nack_mark', 'returned', 'size')
+
+    def __init__(self, event: Event, message: Message, size: int) -> None:
+        self.event = event
+        self.message = message
+        self.size = size
+        self.returned: tuple[int, str] | None = None
+        self.nack_mark: int | None = None
+
+
+class Flights:
+    """The flights of one channel by delivery tag, which counts from 1 in publish order (RabbitMQ confirms).
+
+    `bytes`: their encoded size together.
+    """
+
+    def __init__(self) -> None:
+        self._order: deque[int] = deque()  # tags in publish order; judged ones stay until they reach the head
+        self._by_tag: dict[int, Flight] = {}
+        self.last_tag = 0
+        self.bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._by_tag)
+
+    def add(self, flight: Flight) -> int:
+        """Register a flight that is sent next; its tag."""
+        self.last_tag += 1
+        self._by_tag[self.last_tag] = flight
+        self._order.append(self.last_tag)
+        self.bytes += flight.size
+        return self.last_tag
+
+    def take(self, tag: int, multiple: bool) -> list[Flight]:
+        """Remove and return what an Ack or Nack of `tag` judges (AMQP 0-9-1 basic.ack; multiple: all up to it).
+
+        A tag of 0 with multiple means all that is outstanding.
+        """
+        taken: list[Flight] = []
+        if multiple:
+            last = tag or self.last_tag
+            while self._order and self._order[0] <= last:
+                flight = self._by_tag.pop(self._order.popleft(), None)
+                if flight is not None:
+                    taken.append(flight)
+        else:
+            flight = self._by_tag.pop(tag, None)
+            if flight is not None:
+                taken.append(flight)
+            while self._order and self._order[0] not in self._by_tag:
+                self._order.popleft()
+        for flight in taken:
+            self.bytes -= flight.size
+        return taken
+
+    def outstanding(self) -> list[Flight]:
+        """All flights, in publish order."""
+        return [self._by_tag[tag] for tag in self._order if tag in self._by_tag]
+
+    def mark_returned(
+        self, code: int, text: str, exchange: str, routing_key: str, properties: Mapping[str, Any], body: bytes
+    ) -> bool:
+        """Mark the oldest unmarked flight that equals the returned message; False if none does.
+
+        A Return bears no delivery tag and comes before the Ack of its message, in publish order; messages
+        that are equal in all that comes back are interchangeable. The broker strips the BCC header.
+        """
+        wanted = (exchange, routing_key, body, _comparable(properties))
+        for flight in self.outstanding():
+            message = flight.message
+            if (
+                flight.returned is None
+                and message.routing_key == routing_key
+                and message.exchange == exchange
+                and message.body == body
+                and (exchange, routing_key, body, _comparable(message.properties)) == wanted
+            ):
+                flight.returned = (code, text)
+                return True
+        return False
+
+
+def _comparable(properties: Mapping[str, Any]) -> dict[str, Any]:
+    """Properties without what the broker changes on the way: BCC, and headers that are empty without it."""
+    headers = {name: value for name, value in (properties.get('headers') or {}).items() if name != 'BCC'}
+    return {**properties, 'headers': headers}

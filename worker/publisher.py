@@ -1,0 +1,287 @@
+"""Keeps many messages in flight on one link, and learns of each what became of it.
+
+Delivered messages are only counted; failures are kept until `take_failures`. A lost link raises BrokerLost (a stop
+Stopping) out of any call; every message that was taken and not judged is then in `unjudged`, to be sent again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+
+from mikkoo.common.amqp import Ack, ChannelClosed, Link, Nack, PublisherChannel, Returned, Signal, Synced
+from mikkoo.common.backoff import Backoff
+from mikkoo.common.errors import BrokerLost, EventError
+from mikkoo.common.pulse import Pulse
+from mikkoo.common.settings import WorkerSettings
+from mikkoo.worker.event import Event, Message
+from mikkoo.worker.exchanges import Exchanges, Refusal
+from mikkoo.worker.flights import Flight, Flights
+from mikkoo.worker.frames import encoder
+from mikkoo.worker.verdict import Failure, Kind
+
+CHUNK_MESSAGES = 64  # messages in one write: fewer system calls, and acks that come in bulk
+CHUNK_BYTES = 64 * 1024
+WAIT_SLICE = 1.0  # seconds between two looks at the clock while nothing happens
+
+
+class Publisher:
+    """Publishes on one link. `idle` is called with the seconds without progress, about once a second."""
+
+    def __init__(
+        self, link: Link, pulse: Pulse, settings: WorkerSettings, idle: Callable[[float], None] = lambda _: None
+    ) -> None:
+        self._link = link
+        self._pulse = pulse
+        self._confirm = settings.confirm
+        self._window = settings.confirm_window
+        self._window_bytes = settings.window_bytes // 2  # the other half is for slices read ahead
+        self._confirm_timeout = settings.confirm_timeout
+        self._idle = idle
+        self._exchanges = Exchanges(self._look_up, settings.retry_delay)
+        self._failures: list[Failure] = []
+        self._backlog: deque[Flight] = deque()  # taken, to be sent
+        self._nacked: deque[Flight] = deque()  # rejected, to be sent again at _resend_at
+        self._nack_backoff = Backoff(first=0.1, most=5.0)
+        self._resend_at = 0.0
+        self._confirmed: Counter[str] = Counter()  # by exchange, counted only once something was nacked
+        self._progress_at = self._answer_due_from = time.monotonic()
+        self.delivered = self.returned = self.nacked = 0
+        self._open_channel()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._flights) + len(self._nacked) + len(self._backlog)
+
+    @property
+    def waiting_nacked(self) -> int:
+        """Messages that the broker rejected and that will be sent again."""
+        return len(self._nacked)
+
+    def publish(self, event: Event, message: Message) -> None:
+        """Send one message, once there is room for it. EventError: it cannot be encoded, and was not taken."""
+        data = self._encode(message)
+        flight = Flight(event, message, len(data))
+        if self._exchanges.known(message.exchange):
+            self._send(flight, data)
+            self._make_room()
+        else:
+            self.resend([flight])
+
+    def resend(self, flights: Iterable[Flight]) -> None:
+        """Take and send flights, such as what another link left unjudged."""
+        self._backlog.extend(flights)
+        while self._backlog:
+            flight = self._next_of_backlog()
+            if flight is not None:
+                self._send(flight, self._encode(flight.message))
+                self._make_room()
+
+    def drain(self) -> None:
+        """Return when every message is judged."""
+        self._flush()
+        self._ask_for_sync()
+        while self.in_flight:
+            self._wait()
+
+    def take_failures(self) -> list[Failure]:
+        """Failures since the last call."""
+        failures, self._failures = self._failures, []
+        return failures
+
+    def unjudged(self) -> list[Flight]:
+        """All that was taken and is not judged, in the order of the events."""
+        flights = [*self._flights.outstanding(), *self._nacked, *self._backlog]
+        return sorted(flights, key=lambda flight: flight.event.id)
+
+    def _open_channel(self) -> None:
+        self._flights = Flights()
+        self._chunk: list[bytes] = []
+        self._chunk_bytes = 0
+        self._sync_marks: deque[int] = deque()  # the last tag before each round trip that was asked for
+        self._synced_tag = 0
+        self._channel: PublisherChannel = self._link.publisher_channel(confirm=self._confirm)
+        self._encode = encoder(self._channel.number, self._link.frame_max)
+
+    def _look_up(self, exchange: str) -> Refusal | None:
+        closed = self._link.exchange_exists(exchange)
+        return None if closed is None else Refusal(closed.code, closed.text)
+
+    def _next_of_backlog(self) -> Flight | None:
+        """Take the next one, or judge it: refused by its exchange, or too large for this link's frames.
+
+        It leaves the backlog only after the exchange was looked up, which may lose the link.
+        """
+        flight = self._backlog[0]
+        refusal = self._exchanges.refusal(flight.message.exchange)
+        self._backlog.popleft()
+        flight.returned = None
+        if refusal is not None:
+            self._failures.append(Failure(flight.event, Kind.REFUSED, *refusal))
+            return None
+        try:
+            self._encode(flight.message)
+        except EventError as error:
+            self._failures.append(Failure(flight.event, Kind.UNTRANSLATABLE, 0, str(error), error.permanent))
+            return None
+        return flight
+
+    def _send(self, flight: Flight, data: bytes) -> None:
+        self._flights.add(flight)
+        self._chunk.append(data)
+        self._chunk_bytes += len(data)
+        if len(self._chunk) >= CHUNK_MESSAGES or self._chunk_bytes >= CHUNK_BYTES:
+            self._flush()
+            if self._flights.last_tag - self._synced_tag >= self._window // 2:
+                self._ask_for_sync()
+
+    def _flush(self) -> None:
+        """Write the chunk and look, without waiting, at what the broker has said meanwhile."""
+        self._write()
+        self._absorb()
+
+    def _write(self) -> None:
+        if self._chunk:
+            chunk, self._chunk, self._chunk_bytes = b''.join(self._chunk), [], 0
+            self._channel.send(chunk)
+
+    def _ask_for_sync(self) -> None:
+        """Without confirms: a round trip, whose answer follows the Return of all that was unroutable before it."""
+        if not self._confirm and self._flights.last_tag > self._synced_tag:
+            self._write()
+            self._synced_tag = self._flights.last_tag
+            self._sync_marks.append(self._synced_tag)
+            self._channel.sync()
+
+    def _make_room(self) -> None:
+        if self.in_flight < self._window and self._flights.bytes < self._window_bytes:
+            return
+        self._flush()
+        self._ask_for_sync()
+        # Not only until one fits: room for a chunk keeps the writes large.
+        low = max(0, self._window - CHUNK_MESSAGES)
+        while self.in_flight > low or self._flights.bytes >= self._window_bytes:
+            self._wait()
+
+    def _wait(self) -> None:
+        """Wait for news of what is in flight, for a time slice at most."""
+        if self._nacked and time.monotonic() >= self._resend_at:
+            self._resend_nacked()
+        timeout = WAIT_SLICE
+        if self._nacked:
+            timeout = min(timeout, max(0.0, self._resend_at - time.monotonic()))
+        self._pulse.wait(self._waits_for(), timeout, read=[self._link.fileno()])
+        self._absorb()
+        self._check_progress()
+
+    def _waits_for(self) -> str:
+        if self._link.blocked is not None:
+            return f'the broker, which is blocked: {self._link.blocked}'
+        if self._nacked:
+            return f'the broker to take {len(self._nacked)} messages that it rejected'
+        return f'{len(self._flights)} confirms'
+
+    def _check_progress(self) -> None:
+        now = time.monotonic()
+        if now - self._progress_at >= WAIT_SLICE:
+            self._idle(now - self._progress_at)
+        if self._link.blocked is not None or not len(self._flights):
+            self._answer_due_from = now
+        elif now - self._answer_due_from > self._confirm_timeout:
+            raise BrokerLost(f'no confirm for {self._confirm_timeout:g} s with {len(self._flights)} in flight')
+
+    def _absorb(self) -> None:
+        for signal in self._signals():
+            if isinstance(signal, ChannelClosed):
+                self._isolate()
+                return
+            self._hear(signal)
+
+    def _signals(self) -> list[Signal]:
+        signals = self._channel.signals()
+        if signals:
+            self._progress_at = self._answer_due_from = time.monotonic()
+        return signals
+
+    def _hear(self, signal: Signal) -> None:
+        if isinstance(signal, Ack):
+            self._judged(self._flights.take(signal.tag, signal.multiple))
+        elif isinstance(signal, Nack):
+            self._rejected(self._flights.take(signal.tag, signal.multiple))
+        elif isinstance(signal, Synced):
+            self._judged(self._flights.take(self._sync_marks.popleft(), True))
+        elif isinstance(signal, Returned) and not self._flights.mark_returned(*signal):
+            raise BrokerLost(
+                f'it returned a message that is not in flight: exchange {signal.exchange!r}, key {signal.routing_key!r}'
+            )
+
+    def _judged(self, flights: list[Flight]) -> None:
+        if self.nacked:
+            self._confirmed.update(flight.message.exchange for flight in flights)
+            self._nack_backoff.reset()
+        for flight in flights:
+            if flight.returned is None:
+                self.delivered += 1
+            else:
+                self.returned += 1
+                self._failures.append(Failure(flight.event, Kind.RETURNED, *flight.returned))
+
+    def _rejected(self, flights: list[Flight]) -> None:
+        """A Nack is back-pressure: sent again later; a failure only if others to its exchange went through."""
+        for flight in flights:
+            confirmed = self._confirmed[flight.message.exchange]
+            self.nacked += 1
+            if flight.nack_mark is None:
+                flight.nack_mark = confirmed
+            elif confirmed > flight.nack_mark:
+                text = f'rejected again, while {confirmed - flight.nack_mark} others to its exchange were confirmed'
+                self._failures.append(Failure(flight.event, Kind.NACKED, 0, text))
+                continue
+            flight.returned = None
+            if not self._nacked:
+                self._resend_at = time.monotonic() + self._nack_backoff.next()
+            self._nacked.append(flight)
+
+    def _resend_nacked(self) -> None:
+        for _ in range(len(self._nacked)):
+            if self._nacked:  # a closed channel may have taken them over meanwhile
+                flight = self._nacked.popleft()
+                self._send(flight, self._encode(flight.message))
+        self._flush()
+        self._ask_for_sync()
+
+    def _isolate(self) -> None:
+        """The broker closed the channel over one message and does not tell which: send the unjudged one by one.
+
+        Messages before the culprit were stored, yet no Ack comes for them: they are repeated, with the same
+        message_id.
+        """
+        self._backlog = deque(self.unjudged())
+        self._nacked.clear()
+        self._exchanges.forget()
+        self._open_channel()
+        while self._backlog:
+            flight = self._next_of_backlog()
+            if flight is not None:
+                self._send_alone(flight)
+
+    def _send_alone(self, flight: Flight) -> None:
+        self._flights.add(flight)
+        self._channel.send(self._encode(flight.message))
+        self._ask_for_sync()
+        while len(self._flights):
+            self._pulse.wait('one confirm, after a closed channel', WAIT_SLICE, read=[self._link.fileno()])
+            for signal in self._signals():
+                if isinstance(signal, ChannelClosed):
+                    self._convict(flight, Refusal(signal.code, signal.text))
+                    return
+                self._hear(signal)
+            self._check_progress()
+
+    def _convict(self, flight: Flight, refusal: Refusal) -> None:
+        self._failures.append(Failure(flight.event, Kind.REFUSED, *refusal))
+        if Exchanges.concerns_exchange(refusal):
+            self._exchanges.hold(flight.message.exchange, refusal)
+        self._exchanges.forget()
+        self._open_channel()
