@@ -1,11 +1,37 @@
-"""Packaging: the folders at the top level install as ``mikkoo.*``."""
+"""Packaging: the folders at the top level install as ``mikkoo.*``, the shipped data files beside them."""
+
+from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
 
-ROOMS = ('common', 'worker', 'supervisor', 'etc')
+ROOMS = ('common', 'worker', 'supervisor')
+DATA = ('mikkoo.sql', 'etc/mikkoo.yml')  # read by common/resources.py
+
+
+class BuildWithData(build_py):
+    """Also copies the data files, which lie in no package; an editable install reads them where they are."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for source, target in self._data().items():
+                self.mkpath(str(Path(target).parent))
+                self.copy_file(source, target)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        return [*super().get_outputs(include_bytecode), *self._data().values()]
+
+    def get_source_files(self) -> list[str]:
+        return [*super().get_source_files(), *self._data()]
+
+    def _data(self) -> dict[str, str]:
+        return {name: str(Path(self.build_lib, 'mikkoo', name)) for name in DATA}
+
 
 setup(
     packages=[f'mikkoo.{room}' for room in ROOMS],
     package_dir={f'mikkoo.{room}': room for room in ROOMS},
-    package_data={'mikkoo.etc': ['*.yml'], **{f'mikkoo.{room}': ['py.typed'] for room in ROOMS}},
+    package_data={f'mikkoo.{room}': ['py.typed'] for room in ROOMS},
+    cmdclass={'build_py': BuildWithData},
 )

@@ -1,11 +1,11 @@
-"""Fixtures: real servers, started on first use and stopped by process id when the session ends, however it ends."""
+"""Fixtures: real servers, started on first use, stopped by process id however the session ends."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -29,7 +29,8 @@ def pytest_configure() -> None:
 class Database:
     """A fresh database with PgQ (and mikkoo.sql) on the session's server.
 
-    `url`: as superuser. `relay_url`, `producer_url`: as login roles with no more than mikkoo_relay's, mikkoo_producer's rights.
+    `url`: as superuser. `relay_url`, `producer_url`: as login roles that may do what mikkoo_relay and
+    mikkoo_producer may, and no more.
     """
 
     server: PostgresServer
@@ -94,10 +95,10 @@ def vhost(rabbitmq: RabbitServer) -> Iterator[str]:
 
 @pytest.fixture
 def pgqd_factory(postgres: PostgresServer) -> Iterator[Callable[..., Pgqd]]:
-    """`pgqd_factory(dbname or url, ticker_period=0.1, ...)`: a started Pgqd, stopped at the end of the test."""
+    """`pgqd_factory(dbname or url, ticker_period=0.1, ...)`: a started Pgqd, stopped after the test."""
     started: list[Pgqd] = []
 
-    def start(database: str, ticker_period: float = 0.1, **settings: float) -> Pgqd:
+    def start(database: str, ticker_period: float = 0.1, **settings: Any) -> Pgqd:
         daemon = Pgqd(postgres, database.rsplit('/', 1)[-1], ticker_period, **settings)
         started.append(daemon)
         daemon.start()

@@ -19,7 +19,7 @@ from tests.servers.waiting import until
 
 
 def test_a_missing_program_is_an_error_that_names_the_package() -> None:
-    with pytest.raises(ServerError, match='no-such-program is not installed: install the package some-package'):
+    with pytest.raises(ServerError, match='no-such-program is not installed: install the package some-pack'):
         program('no-such-program', 'some-package')
 
 

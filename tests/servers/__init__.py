@@ -1,1 +1,1 @@
-"""Real servers for tests, the demo and benchmarks: throwaway, on ports of their own, stopped by process id."""
+"""Real servers for tests, the demo and benchmarks: throwaway, on their own ports, stopped by process id."""

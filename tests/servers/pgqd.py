@@ -14,8 +14,8 @@ START_TIMEOUT = 15.0  # seconds until the first tick
 class Pgqd(Server):
     """pgqd in the foreground; `start` returns once it has connected to the database.
 
-    Periods in seconds: `ticker_period` between looks at the queues, `retry_period` between moves of retried events,
-    `maint_period` between rotations. `settings`: further lines of its ini file.
+    Periods in seconds: `ticker_period` between looks at the queues, `retry_period` between moves of retried
+    events, `maint_period` between rotations. `settings`: further lines of its ini file.
     """
 
     name = 'pgqd'

@@ -28,7 +28,7 @@ def installed_versions() -> list[int]:
 
 
 class PostgresServer(Server):
-    """PostgreSQL on 127.0.0.1, trust authentication, superuser `postgres`; as root it runs as that system user.
+    """PostgreSQL on 127.0.0.1, trust authentication, superuser `postgres`; as root, run as that system user.
 
     `fsync` off is for tests only. `settings`: further postgresql.conf settings.
     """
@@ -95,14 +95,23 @@ class PostgresServer(Server):
 
     def run_file(self, path: Path, dbname: str) -> None:
         """Run an SQL file by psql, as a user would. ServerError with psql's words if a statement fails."""
-        command = [str(self._bin / 'psql'), '-X', '-q', '-v', 'ON_ERROR_STOP=1', '-d', self.url(dbname), '-f', str(path)]
+        command = [
+            str(self._bin / 'psql'),
+            '-Xq',
+            '-v',
+            'ON_ERROR_STOP=1',
+            '-d',
+            self.url(dbname),
+            '-f',
+            str(path),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise ServerError(f'{path.name}: {done.stderr.strip()}')
 
-    def stop(self, mode: str | signal.Signals | None = None) -> None:
-        """Stop as `pg_ctl stop -m MODE` does: 'smart', 'fast' (default) or 'immediate'."""
-        super().stop(STOP_SIGNALS[mode] if mode in STOP_SIGNALS else None)
+    def stop(self, mode: str = 'fast') -> None:
+        """Stop as `pg_ctl stop -m MODE` does: 'smart', 'fast' or 'immediate'."""
+        self._end(STOP_SIGNALS[mode])
 
     def _launch(self) -> subprocess.Popen[bytes]:
         if not self.data.exists():
@@ -110,8 +119,8 @@ class PostgresServer(Server):
         return self._spawn([str(self._bin / 'postgres'), '-D', str(self.data)])
 
     def _initialize(self) -> None:
-        command = [self._initdb, '-D', str(self.data), '-A', 'trust', '-U', 'postgres', '--no-sync', '--no-locale', '-E', 'UTF8']
-        if self._spawn(command).wait():
+        options = ['-A', 'trust', '-U', 'postgres', '-E', 'UTF8', '--no-locale', '--no-sync']
+        if self._spawn([self._initdb, '-D', str(self.data), *options]).wait():
             raise ServerError(f'initdb failed:\n{self.log()}')
         lines = [f"{key} = '{value}'\n" for key, value in self._settings.items()]
         with (self.data / 'postgresql.conf').open('a') as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import pwd
 import random
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,16 +41,16 @@ def free_port() -> int:
 
 
 def program(name: str, package: str, *folders: str) -> str:
-    """The path of a program, looked for in `folders` and then in PATH; ServerError names the package to install."""
-    places = [folder for folder in folders if folder] + os.environ.get('PATH', os.defpath).split(os.pathsep)
-    found = shutil.which(name, path=os.pathsep.join([*places, '/usr/sbin', '/usr/local/sbin']))
+    """The path of a program, from `folders` or else PATH; ServerError names the package to install."""
+    path = [*folders, *os.environ.get('PATH', os.defpath).split(os.pathsep), '/usr/sbin', '/usr/local/sbin']
+    found = shutil.which(name, path=os.pathsep.join(path))
     if found is None:
-        raise ServerError(f'{name} is not installed: install the package {package}, or run scripts/test, which does')
+        raise ServerError(f'{name} is not installed: install the package {package} (scripts/test does it)')
     return found
 
 
 def raise_on_signals() -> None:
-    """Make SIGTERM and SIGHUP end the program through its `finally` clauses, as Ctrl-C does. Main thread only."""
+    """Make SIGTERM and SIGHUP end the program as Ctrl-C does, through its `finally`. Main thread only."""
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
@@ -73,9 +75,10 @@ def undisturbed() -> Iterator[None]:
 
 
 class Server:
-    """A child process with a folder of its own. Subclasses give `_launch`, which sets `_process`.
+    """A child process with a folder of its own. Subclasses give `_launch` and `_await_ready`.
 
     `user`: the account to run as (only root can choose). Use it as a context manager, or `start` and `close`.
+    Start it from the main thread: it is told to stop when the thread that started it ends, even by SIGKILL.
     """
 
     name = 'server'
@@ -90,6 +93,7 @@ class Server:
             os.chown(self.folder, account.pw_uid, account.pw_gid)
         self.log_file = self.folder / f'{self.name}.log'
         self._process: subprocess.Popen[bytes] | None = None
+        _OPEN.add(self)
 
     def __enter__(self) -> Self:
         try:
@@ -121,18 +125,20 @@ class Server:
             self._process = self._launch()
             self._await_ready()
 
-    def stop(self, number: signal.Signals | None = None) -> None:
-        """End the process by a signal, and by SIGKILL if it is still there after the deadline. The folder stays."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        with undisturbed():
-            end(process, number or self.stop_signal, self.stop_deadline)
+    def stop(self) -> None:
+        """End the process; its folder stays, so `start` brings it back with the same data and ports."""
+        self._end(self.stop_signal)
+
+    def kill(self) -> None:
+        """End the process by SIGKILL, as a crash would."""
+        self._end(signal.SIGKILL)
 
     def close(self) -> None:
         """Stop and remove the folder."""
-        self.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with undisturbed():
+            self.stop()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            _OPEN.discard(self)
 
     def log(self) -> str:
         """The end of what the server wrote."""
@@ -145,34 +151,47 @@ class Server:
         raise NotImplementedError
 
     def _spawn(self, command: Sequence[str], env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-        """Start a child in a session of its own: a Ctrl-C at the terminal is for us to pass on, not for it."""
+        """Start a child that does not outlive us, in a session of its own: a Ctrl-C is not for it."""
+        leash = [program('setpriv', 'util-linux'), '--pdeathsig', self.stop_signal.name.removeprefix('SIG')]
+        if self._user is not None:
+            group = pwd.getpwnam(self._user).pw_gid
+            leash += ['--reuid', self._user, '--regid', str(group), '--init-groups']
         with self.log_file.open('ab') as log:
             return subprocess.Popen(
-                command,
+                [*leash, '--', *command],
                 cwd=self.folder,
                 env=env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                **self._identity(),
             )
 
-    def _identity(self) -> dict[str, object]:
-        if self._user is None:
-            return {}
-        return {'user': self._user, 'group': pwd.getpwnam(self._user).pw_gid, 'extra_groups': []}
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            with undisturbed():
+                end(process, number, self.stop_deadline)
 
-    def _check_alive(self) -> bool:
-        """True while the process runs; ServerError with its log once it has ended."""
-        if self.running:
-            return True
-        code = self._process.returncode if self._process else None
-        raise ServerError(f'{self.name} ended with code {code}:\n{self.log()}')
+    def _check_alive(self) -> None:
+        """ServerError, with the server's log, once its process has ended."""
+        if not self.running:
+            code = self._process.returncode if self._process else None
+            raise ServerError(f'{self.name} ended with code {code}:\n{self.log()}')
+
+
+_OPEN: weakref.WeakSet[Server] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """The last resort, for a program that was interrupted in the middle of its `finally` clauses."""
+    for server in list(_OPEN):
+        server.close()
 
 
 def end(process: subprocess.Popen[bytes], number: signal.Signals, deadline: float) -> None:
-    """Signal a child, wait for it, and sweep what is left of its process group."""
+    """Signal a child, wait for it (SIGKILL after `deadline` seconds), and sweep up its process group."""
     if process.poll() is None:
         process.send_signal(number)
         try:

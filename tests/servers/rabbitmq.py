@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+import signal
 import socket
 import subprocess
 from pathlib import Path
@@ -23,7 +23,7 @@ ERLANG_ARGUMENTS = '+S 2:2 +SDcpu 1:1 +SDio 4 +A 16 +sbwt none +sbwtdcpu none +s
 
 
 class RabbitServer(Server):
-    """RabbitMQ on 127.0.0.1 with guest:guest; `tls` adds a listener with a certificate authority made for the run.
+    """RabbitMQ on 127.0.0.1 with guest:guest; `tls` adds a listener with an authority made for the run.
 
     `settings`: further lines of rabbitmq.conf, with '__' for '.' in their names.
     """
@@ -48,16 +48,19 @@ class RabbitServer(Server):
             **(self._tls_settings() if tls else {}),
             **{key.replace('__', '.'): value for key, value in settings.items()},
         }
-        (self.folder / 'rabbitmq.conf').write_text(''.join(f'{key} = {value}\n' for key, value in lines.items()))
+        text = ''.join(f'{key} = {value}\n' for key, value in lines.items())
+        (self.folder / 'rabbitmq.conf').write_text(text)
         (self.folder / 'enabled_plugins').write_text('[].\n')
         self._env = self._environment()
 
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl and return what it printed; ServerError with its words if it fails."""
         command = [self._ctl, '--quiet', *arguments]
-        done = subprocess.run(command, env=self._env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            command, env=self._env, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
         if done.returncode:
-            raise ServerError(f'rabbitmqctl {" ".join(arguments)}: {done.stderr.strip() or done.stdout.strip()}')
+            raise ServerError(f'rabbitmqctl {" ".join(arguments)}: {done.stderr or done.stdout}')
         return done.stdout
 
     def connect(self, vhost: str = '/') -> BlockingConnection:
@@ -74,7 +77,7 @@ class RabbitServer(Server):
         return f'amqp://guest:guest@{self.host}:{self.port}/{vhost.replace("/", "%2F")}'
 
     def add_vhost(self, name: str) -> None:
-        """Make a virtual host in which guest may do everything (one call: rabbitmqctl takes a second to start)."""
+        """Make a virtual host in which guest may do everything; one call, as rabbitmqctl is slow."""
         self.ctl(
             'eval',
             f'ok = rabbit_vhost:add(<<"{name}">>, <<"test">>), '
@@ -94,13 +97,12 @@ class RabbitServer(Server):
         self.ctl('start_app')
         self._await_ready()
 
-    def stop(self, number: object = None) -> None:
-        """Stop the node and its epmd. `start` brings both back, on the same ports and with the same data."""
-        super().stop()
-        epmd, self._epmd = self._epmd, None
-        if epmd is not None:
-            with undisturbed():
-                end(epmd, self.stop_signal, self.stop_deadline)
+    def _end(self, number: signal.Signals) -> None:
+        with undisturbed():
+            super()._end(number)
+            epmd, self._epmd = self._epmd, None
+            if epmd is not None:
+                end(epmd, number, self.stop_deadline)
 
     def _tls_settings(self) -> dict[str, str]:
         import trustme
@@ -164,10 +166,6 @@ class RabbitServer(Server):
         """The end of the node's output and of its log files."""
         files = sorted(Path(self.folder / 'log').glob('*.log'))
         return super().log() + ''.join(file.read_text(errors='replace')[-4_000:] for file in files)
-
-    def close(self) -> None:
-        self.stop()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def answers(port: int, question: bytes = b'') -> bool:

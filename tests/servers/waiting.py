@@ -15,7 +15,7 @@ def until(
     what: str | Callable[[], str] = 'the condition',
     interval: float = 0.02,
 ) -> T:
-    """Poll `condition` until it is true and return its value; after `timeout` seconds raise AssertionError with `what`."""
+    """Poll `condition` until it is true and return its value; AssertionError after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
         if time.monotonic() > deadline:
