@@ -27,6 +27,7 @@ class Pulse:
 
     `pipe` None: a process without a supervisor (tests, one-off commands).
     `numbers`: called for the counters of a report. `handlers`: message kind to what hears it.
+    `chores`: called with the monotonic time about once a second while the numbers change, else at each beat.
     """
 
     def __init__(self, pipe: Pipe | None = None, poll_interval: float = 10.0) -> None:
@@ -34,8 +35,10 @@ class Pulse:
         self.poll_interval = poll_interval
         self.numbers: Callable[[], Mapping[str, Any]] = dict
         self.handlers: dict[str, Callable[[Mapping[str, Any]], None]] = {}
+        self.chores: list[Callable[[float], None]] = []
         self.stopping = False
-        self._patience: float | None = None  # monotonic time until which a drain may wait
+        self._grace = 0.0  # seconds after the request to stop for which waits go on
+        self._stop_asked_at = 0.0
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._waits = 'starting'
         self._told = ('', '', '')
@@ -51,6 +54,8 @@ class Pulse:
 
     def stop(self) -> None:
         """Ask the process to stop: the present or next wait raises Stopping. Safe in a signal handler."""
+        if not self.stopping:
+            self._stop_asked_at = time.monotonic()
         self.stopping = True
         try:
             os.write(self._wake_write, b'.')
@@ -76,7 +81,7 @@ class Pulse:
     ) -> tuple[list[int], list[int]]:
         """Wait until a descriptor is ready or `timeout` seconds are over; ([], []) when they are.
 
-        Raises Stopping when the process is asked to stop (in a drain: when its patience is over).
+        Raises Stopping when the process is asked to stop (in `grace`: when that is over).
         """
         deadline = time.monotonic() + timeout
         poller = select.poll()
@@ -89,9 +94,9 @@ class Pulse:
             poller.register(self._pipe.fileno(), select.POLLIN)
         while True:
             self.beat(waits)
-            self._raise_if_stopping()
+            self.raise_if_stopping()
             now = time.monotonic()
-            until = min(deadline, self._due(), self._patience or deadline)
+            until = min(deadline, self._due(), self._stop_due())
             ready = dict(poller.poll(max(0.0, until - now) * 1000))
             if ready.pop(self._wake_read, 0):
                 os.read(self._wake_read, 4096)
@@ -101,7 +106,7 @@ class Pulse:
                 return readable, writable
             if time.monotonic() >= deadline:
                 self.beat(waits)
-                self._raise_if_stopping()
+                self.raise_if_stopping()
                 return [], []
             if self._pipe is not None and self._pipe.ended and self._pipe.fileno() in ready:
                 poller.unregister(self._pipe.fileno())
@@ -111,13 +116,18 @@ class Pulse:
         self.wait(waits, seconds)
 
     @contextmanager
-    def draining(self, seconds: float) -> Iterator[None]:
-        """While a stop is carried out: waits do not raise Stopping until `seconds` are over."""
-        before, self._patience = self._patience, time.monotonic() + seconds
+    def grace(self, seconds: float) -> Iterator[None]:
+        """Work that a stop lets finish: inside, Stopping is raised only `seconds` after the request to stop."""
+        before, self._grace = self._grace, max(self._grace, seconds)
         try:
             yield
         finally:
-            self._patience = before
+            self._grace = before
+
+    def raise_if_stopping(self) -> None:
+        """Raise Stopping if the process was asked to stop and no grace is left."""
+        if self.stopping and time.monotonic() >= self._stop_due():
+            raise Stopping('asked to stop')
 
     def close(self) -> None:
         os.close(self._wake_read)
@@ -126,9 +136,8 @@ class Pulse:
     def _on_term(self, number: int, frame: FrameType | None) -> None:
         self.stop()
 
-    def _raise_if_stopping(self) -> None:
-        if self.stopping and (self._patience is None or time.monotonic() >= self._patience):
-            raise Stopping('asked to stop')
+    def _stop_due(self) -> float:
+        return self._stop_asked_at + self._grace if self.stopping else float('inf')
 
     def _due(self) -> float:
         changed = self.numbers() != self._reported
@@ -136,23 +145,24 @@ class Pulse:
         return min(self._beaten_at + BEAT_INTERVAL, report)
 
     def _say(self, now: float) -> None:
-        if self._pipe is None:
-            self._beaten_at = self._reported_at = now
-            return
-        self._pipe.send('beat', waits=self._waits)
         self._beaten_at = now
         numbers = dict(self.numbers())
-        if now >= self._reported_at + (REPORT_INTERVAL if numbers != self._reported else self.poll_interval):
-            self._pipe.send('report', **numbers)
-            self._reported = numbers
-            self._reported_at = now
+        reports = now >= self._reported_at + (REPORT_INTERVAL if numbers != self._reported else self.poll_interval)
+        if reports:
+            self._reported, self._reported_at = numbers, now
+        if self._pipe is not None:
+            self._pipe.send('beat', waits=self._waits)
+            if reports:
+                self._pipe.send('report', **numbers)
+        for chore in self.chores:
+            chore(now)
 
     def _hear(self) -> None:
-        if self._pipe is None or self._pipe.ended:
+        if self._pipe is None:
             return
         for message in self._pipe.receive():
             handler = self.handlers.get(message['kind'])
             if handler is not None:
                 handler(message)
-        if self._pipe.ended:
+        if self._pipe.ended and not self.stopping:
             self.stop()  # the supervisor is gone

@@ -47,7 +47,8 @@ class Publisher:
         self._resend_at = 0.0
         self._confirmed: Counter[str] = Counter()  # by exchange, counted only once something was nacked
         self._progress_at = self._answer_due_from = time.monotonic()
-        self.delivered = self.returned = self.nacked = 0
+        self.delivered = self.returned = self.nacked = self.repeated = 0
+        self.last_delivered: Event | None = None
         self._open_channel()
 
     @property
@@ -77,6 +78,10 @@ class Publisher:
             if flight is not None:
                 self._send(flight, self._encode(flight.message))
                 self._make_room()
+
+    def look(self) -> None:
+        """While nothing is in flight: hear the broker. BrokerLost if it is gone."""
+        self._absorb()
 
     def drain(self) -> None:
         """Return when every message is judged."""
@@ -223,6 +228,7 @@ class Publisher:
         for flight in flights:
             if flight.returned is None:
                 self.delivered += 1
+                self.last_delivered = flight.event
             else:
                 self.returned += 1
                 self._failures.append(Failure(flight.event, Kind.RETURNED, *flight.returned))
@@ -259,6 +265,7 @@ class Publisher:
         """
         self._backlog = deque(self.unjudged())
         self._nacked.clear()
+        self.repeated += len(self._backlog)
         self._exchanges.forget()
         self._open_channel()
         while self._backlog:

@@ -1,0 +1,275 @@
+"""The worker's loop: own the queue, fetch a batch, publish it, judge what failed, settle it.
+
+PostgreSQL's outages are met here, RabbitMQ's in `outlet`. Losing PostgreSQL means losing the queue: all that was not
+settled is dropped, and PgQ gives the batch again to whoever owns the queue next.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from mikkoo.common import metrics as names
+from mikkoo.common import reports
+from mikkoo.common.backoff import Backoff
+from mikkoo.common.errors import DatabaseError, EventError, Fenced, Outage, Stopping
+from mikkoo.common.metrics import Metrics
+from mikkoo.common.pgq import Batch, Consumer, Reader, Retry
+from mikkoo.common.postgres import Session
+from mikkoo.common.pulse import Pulse
+from mikkoo.common.settings import WorkerSettings
+from mikkoo.worker.event import Event
+from mikkoo.worker.outlet import Outlet
+from mikkoo.worker.translate import Translator, origin
+from mikkoo.worker.verdict import Failure, Kind, Verdict, attempts, describe, judge
+
+LOGGER = logging.getLogger('mikkoo.worker')
+
+GRACE = 3.0  # seconds that a stop leaves a batch to finish
+STANDBY_INTERVAL = 2.0  # seconds between attempts to become the owner of the queue
+READER_PATIENCE = 5.0  # seconds without a confirm after which the reading transaction is ended
+OWNER_CHECK = 5.0  # seconds between looks at whether the lock is still ours, in the middle of a batch
+PENDING_INTERVAL = 5.0  # seconds between looks at how far behind the consumer is
+
+
+class Relay:
+    """One PgQ queue to one broker, for ever. `retired` set: the stop is for good."""
+
+    def __init__(self, settings: WorkerSettings, pulse: Pulse, metrics: Metrics) -> None:
+        self._settings = settings
+        self._pulse = pulse
+        self._metrics = metrics
+        self._backoff = Backoff(first=0.5, most=30.0)
+        self._outlet = Outlet(settings, pulse, metrics, self._on_idle)
+        self._control: Session | None = None
+        self._consumer: Consumer | None = None
+        self._reader: Reader | None = None
+        self._translate: Translator | None = None
+        self._due: deque[float] = deque()  # when our retries are due, monotonic
+        self._checked_at = self._pending_at = float('-inf')
+        self._listening = False
+        self._origin = origin()
+        self.retired = False
+
+    def run(self) -> None:
+        """Relay until asked to stop."""
+        try:
+            while True:
+                try:
+                    self._own()
+                    while True:
+                        self._relay_next()
+                except DatabaseError as error:
+                    self._lose(error)
+        except Stopping:
+            LOGGER.info('stopping')
+            self._leave()
+        finally:
+            self._drop()
+
+    def numbers(self) -> dict[str, float]:
+        """The counters of `mikkood status`."""
+        return {**self._metrics.totals(), 'in_flight': self._outlet.in_flight}
+
+    def _own(self) -> None:
+        """Connect, and return as the queue's owner, registered, with a link to RabbitMQ."""
+        settings = self._settings
+        name = f'mikkoo {settings.name}'
+        self._control = Session.connect(settings.postgres_url, self._pulse, application_name=name)
+        consumer = Consumer(self._control, settings.queue, settings.consumer_name, observe=self._observe)
+        self._stand_by(consumer)
+        consumer.register(settings.create_queue)
+        self._listening = consumer.listen()
+        self._reader = Reader(
+            Session.connect(settings.postgres_url, self._pulse, application_name=f'{name} reader'), observe=self._observe
+        )
+        self._consumer = consumer
+        self._translate = self._translator()
+        self._due.append(time.monotonic())  # retries that a former owner left are moved at once
+        self._backoff.reset()
+        LOGGER.info('relaying queue %s as consumer %s', settings.queue, settings.consumer_name)
+
+    def _stand_by(self, consumer: Consumer) -> None:
+        while not consumer.own():
+            reason = f'queue {self._settings.queue} is owned by backend {consumer.owner()}'
+            self._pulse.state('standby', reason)
+            self._pulse.sleep(reason, STANDBY_INTERVAL)
+
+    def _translator(self) -> Translator:
+        assert self._control is not None
+        row = self._control.one('select current_database()')
+        assert row is not None
+        return Translator(
+            database=row[0],
+            queue=self._settings.queue,
+            origin=self._origin,
+            persistent=self._settings.persistent,
+            username=self._settings.rabbitmq.username,
+            on_warning=self._on_warning,
+        )
+
+    def _relay_next(self) -> None:
+        """One turn: the next batch, or the wait for one."""
+        self._outlet.open()
+        self._pulse.state('running')
+        assert self._consumer is not None
+        self._move_retries()
+        batch = self._consumer.next_batch()
+        self._look_at_pending()
+        if batch is None:
+            self._await_tick()
+            return
+        with self._pulse.grace(GRACE):
+            self._relay(batch)
+
+    def _relay(self, batch: Batch) -> None:
+        failures: list[Failure] = []
+        assert self._translate is not None
+        translate, publish = self._translate, self._outlet.publish
+        for event in self._events(batch):
+            try:
+                if event.left_out is not None:
+                    raise EventError('ev_data', f'{event.left_out} bytes are more than the broker takes')
+                publish(event, translate(event))
+            except EventError as error:
+                failures.append(Failure(event, Kind.UNTRANSLATABLE, 0, str(error), error.permanent))
+        self._outlet.drain()
+        failures += self._outlet.take_failures()
+        self._settle(batch, failures)
+
+    def _events(self, batch: Batch) -> Iterator[Event]:
+        """The batch's events, a slice in memory at a time; survives a reading transaction that was ended."""
+        reader = self._reader
+        assert reader is not None
+        reader.open(batch)
+        last: int | None = None
+        while True:
+            if not reader.reading:
+                reader.open(batch, after=last)
+            rows = reader.fetch(self._settings.window_bytes // 2)
+            if not rows:
+                break
+            last = rows[-1][0]
+            self._outlet.count()
+            self._pulse.state('running')
+            self._pulse.beat('the next slice')
+            self._pulse.raise_if_stopping()
+            self._check_ownership()
+            yield from map(Event._make, rows)
+        reader.pause()
+
+    def _settle(self, batch: Batch, failures: list[Failure]) -> None:
+        """What cannot be tried again is told before PgQ forgets it; the rest is retried, and the batch finished."""
+        assert self._consumer is not None
+        retries = []
+        for failure in failures:
+            if judge(failure, self._settings.max_failures) is Verdict.DEAD:
+                self._bury(failure)
+            else:
+                LOGGER.warning('event %d of %s: %s; it is tried again in %g s (attempt %d of %d)',
+                               failure.event.id, self._settings.queue, describe(failure), self._settings.retry_delay,
+                               attempts(failure.event), self._settings.max_failures)  # fmt: skip
+                retries.append(Retry(failure.event[:10], self._settings.retry_delay))
+        self._consumer.settle(batch, retries)
+        if retries:
+            self._due.append(time.monotonic() + self._settings.retry_delay)
+        self._metrics.count(names.BATCHES)
+        self._metrics.count(names.FAILED, len(failures))
+        self._metrics.count(names.RETRIED, len(retries))
+
+    def _bury(self, failure: Failure) -> None:
+        """The event whole at ERROR, and reported: nothing else keeps it."""
+        event = failure.event
+        self._metrics.count(names.DEAD)
+        LOGGER.error('event %d of %s is given up after %d attempts: %s; the event: %s',
+                     event.id, self._settings.queue, attempts(event), describe(failure), event._asdict())  # fmt: skip
+        reports.message(
+            f'event given up: {describe(failure)}',
+            'error',
+            fingerprint=(self._settings.queue, failure.kind.value),
+            event_id=event.id,
+            attempts=attempts(event),
+        )
+
+    def _await_tick(self) -> None:
+        """Until a tick is announced, a retry is due, the link has news, or wait_duration is over."""
+        assert self._control is not None
+        timeout = self._settings.wait_duration
+        if self._due:
+            timeout = min(timeout, max(0.0, self._due[0] - time.monotonic()))
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            read = [self._control.fileno(), *self._outlet.filenos()]
+            ready, _ = self._pulse.wait(f'a tick of {self._settings.queue}', left, read=read)
+            if self._consumer is not None and self._consumer.ticked():
+                return
+            if ready and ready != [self._control.fileno()]:
+                self._outlet.open()
+
+    def _move_retries(self) -> None:
+        """Bring back the retries that are due; the next tick shows them (PgQ moves them for nobody by itself)."""
+        assert self._consumer is not None
+        if self._due and time.monotonic() >= self._due[0]:
+            while self._due and time.monotonic() >= self._due[0]:
+                self._due.popleft()
+            self._consumer.move_retries()
+
+    def _look_at_pending(self) -> None:
+        assert self._consumer is not None
+        if time.monotonic() >= self._pending_at + PENDING_INTERVAL:
+            self._pending_at = time.monotonic()
+            pending = self._consumer.pending()
+            self._metrics.gauge(names.PENDING_EVENTS, pending.events)
+            self._metrics.gauge(names.LAG, pending.lag)
+
+    def _on_idle(self, silent: float) -> None:
+        """While the broker confirms nothing: show it, hold no snapshot, and see that the queue is still ours."""
+        if self._outlet.blocked is not None:
+            self._pulse.state('paused', f'RabbitMQ is blocked: {self._outlet.blocked}')
+        elif self._outlet.waiting_nacked:
+            self._pulse.state('paused', f'RabbitMQ rejects {self._outlet.waiting_nacked} messages: a queue is full')
+        if silent >= READER_PATIENCE and self._reader is not None:
+            self._reader.pause()
+        self._check_ownership()
+
+    def _check_ownership(self) -> None:
+        now = time.monotonic()
+        if self._consumer is not None and now >= self._checked_at + OWNER_CHECK:
+            self._checked_at = now
+            if not self._consumer.owned():
+                raise Fenced(f'the lock on queue {self._settings.queue} is not ours any more')
+
+    def _observe(self, call: str, seconds: float) -> None:
+        self._metrics.timing(names.PGQ, seconds, call)
+
+    def _on_warning(self, kind: str, text: str) -> None:
+        self._metrics.count(names.named(kind))
+        LOGGER.warning('queue %s: %s: %s', self._settings.queue, kind, text)
+
+    def _lose(self, error: Outage) -> None:
+        """PostgreSQL is out: drop everything, and wait."""
+        self._drop()
+        delay = self._backoff.next()
+        LOGGER.warning('PostgreSQL is out: %s; next attempt in %.1f s', error, delay)
+        self._pulse.state('paused', f'PostgreSQL: {error}')
+        self._pulse.sleep(f'PostgreSQL to come back: {error}', delay)
+
+    def _leave(self) -> None:
+        """The stop's last acts; nothing here may keep the process from ending."""
+        if self.retired and self._settings.unregister and self._consumer is not None:
+            with self._pulse.grace(GRACE + 1.0):
+                try:
+                    self._consumer.unregister()
+                except DatabaseError as error:
+                    LOGGER.error('consumer %s stays registered: %s', self._settings.consumer_name, error)
+        self._outlet.close()
+
+    def _drop(self) -> None:
+        self._outlet.dispose()
+        if self._reader is not None:
+            self._reader.close()
+        if self._control is not None:
+            self._control.close()
+        self._control = self._consumer = self._reader = None
