@@ -19,6 +19,7 @@ PACKAGE = 'rabbitmq-server'
 FOLDER = '/usr/lib/rabbitmq/bin'  # the wrappers in /usr/sbin change the user
 START_TIMEOUT = 90.0  # seconds; 12 on an idle machine
 PROTOCOL_HEADER = b'AMQP\x00\x00\x09\x01'  # AMQP 0-9-1, section 4.2.2
+UNWANTED = ('RABBITMQ_', 'ERL_', 'NOTIFY_SOCKET')  # of the environment
 ERLANG_ARGUMENTS = '+S 2:2 +SDcpu 1:1 +SDio 4 +A 16 +sbwt none +sbwtdcpu none +sbwtdio none'
 
 
@@ -130,10 +131,11 @@ class RabbitServer(Server):
         }
 
     def _environment(self) -> dict[str, str]:
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(('RABBITMQ_', 'ERL_'))}
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(UNWANTED)}
         return {
             **kept,
             'LANG': 'C.UTF-8',
+            'RUNNING_UNDER_SYSTEMD': 'true',  # the node replaces the shell that starts it, so its pid is ours
             'HOME': str(self.folder),  # the Erlang cookie is made there
             'RABBITMQ_NODENAME': f'mikkoo{self.port}@localhost',
             'RABBITMQ_DIST_PORT': str(self._dist_port),
