@@ -14,8 +14,11 @@ class Exit(IntEnum):
 
     OK = 0
     FAILURE = 1  # the command was understood and failed; the reason is on standard error
+    DEAD = 1  # `status`: LSB "program is dead and its pidfile exists"
     USAGE = 2  # argparse
     NOT_RUNNING = 3  # `status`: LSB "program is not running"
+    UNKNOWN = 4  # `status`: LSB "program or service status is unknown"
+    NO_DAEMON = 7  # LSB "program is not running": reload, restart NAME
     SOFTWARE = 70  # a bug: an exception nobody expected
     NOPERM = 77  # may not: user, pidfile, socket
     CONFIG = 78  # the configuration file is wrong
