@@ -65,7 +65,9 @@ class Pulse:
     def state(self, state: str, reason: str = '') -> None:
         """Tell the supervisor a state, once each time it changes: 'running', 'standby' or 'paused'."""
         told = ('state', state, reason)
-        if told != self._told and (self._pipe is None or self._pipe.send('state', state=state, reason=reason)):
+        if told != self._told and (
+            self._pipe is None or self._pipe.send('state', state=state, reason=reason)
+        ):
             self._told = told
 
     def beat(self, waits: str) -> None:
@@ -147,7 +149,9 @@ class Pulse:
     def _say(self, now: float) -> None:
         self._beaten_at = now
         numbers = dict(self.numbers())
-        reports = now >= self._reported_at + (REPORT_INTERVAL if numbers != self._reported else self.poll_interval)
+        reports = now >= self._reported_at + (
+            REPORT_INTERVAL if numbers != self._reported else self.poll_interval
+        )
         if reports:
             self._reported, self._reported_at = numbers, now
         if self._pipe is not None:

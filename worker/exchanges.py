@@ -66,7 +66,7 @@ class Exchanges:
 
     @staticmethod
     def concerns_exchange(refusal: Refusal) -> bool:
-        """Whether a closed channel tells of the exchange as a whole, not of one message's key or properties."""
+        """Whether a closed channel tells of the whole exchange, not of one message's key or properties."""
         return refusal.code == NOT_FOUND or (
             refusal.code == ACCESS_REFUSED and 'access to exchange' in refusal.text
         )

@@ -49,7 +49,7 @@ class Flights:
         return self.last_tag
 
     def take(self, tag: int, multiple: bool) -> list[Flight]:
-        """Remove and return what an Ack or Nack of `tag` judges (AMQP 0-9-1 basic.ack; multiple: all up to it).
+        """Remove and return what an Ack or Nack of `tag` judges; multiple: all up to it (AMQP 0-9-1 basic.ack).
 
         A tag of 0 with multiple means all that is outstanding.
         """
@@ -75,7 +75,13 @@ class Flights:
         return [self._by_tag[tag] for tag in self._order if tag in self._by_tag]
 
     def mark_returned(
-        self, code: int, text: str, exchange: str, routing_key: str, properties: Mapping[str, Any], body: bytes
+        self,
+        code: int,
+        text: str,
+        exchange: str,
+        routing_key: str,
+        properties: Mapping[str, Any],
+        body: bytes,
     ) -> bool:
         """Mark the oldest unmarked flight that equals the returned message; False if none does.
 

@@ -19,7 +19,10 @@ LOGGER = logging.getLogger('mikkoo.worker')
 
 
 def run(settings: WorkerSettings, telemetry: Telemetry, end: socket.socket) -> int:
-    """Relay one queue until TERM, or until the supervisor at the other end of the pipe is gone; the exit code."""
+    """Relay one queue until TERM, or until the supervisor at the other end of the pipe is gone.
+
+    Returns the exit code, as in errors.Exit.
+    """
     pipe = Pipe(end)
     logs.child(pipe, telemetry.levels, name=f'worker {settings.name}')
     pulse = Pulse(pipe, telemetry.poll_interval)

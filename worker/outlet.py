@@ -148,7 +148,11 @@ class Outlet:
             self._link = Link.open(self._settings.rabbitmq, self._pulse, properties=self._identity())
             self._publisher = Publisher(self._link, self._pulse, self._settings, self._idle)
             self._metrics.count(names.AMQP_CONNECTED)
-            LOGGER.info('connected to RabbitMQ at %s:%d, virtual host %s', *self._link.node, self._settings.rabbitmq.vhost)
+            LOGGER.info(
+                'connected to RabbitMQ at %s:%d, virtual host %s',
+                *self._link.node,
+                self._settings.rabbitmq.vhost,
+            )
         flights, self._unjudged = self._unjudged, []
         self._metrics.count(names.REPEATS, len(flights))
         self._publisher.resend(flights)
@@ -177,6 +181,8 @@ class Outlet:
             self._link.dispose()
         self._link = self._publisher = None
         delay = self._backoff.next()
-        LOGGER.warning('RabbitMQ is out: %s; %d messages wait; next attempt in %.1f s', error, len(self._unjudged), delay)
+        LOGGER.warning(
+            'RabbitMQ is out: %s; %d messages wait; next attempt in %.1f s', error, len(self._unjudged), delay
+        )
         self._pulse.state('paused', f'RabbitMQ: {error}')
         return delay

@@ -1,7 +1,8 @@
 """Keeps many messages in flight on one link, and learns of each what became of it.
 
-Delivered messages are only counted; failures are kept until `take_failures`. A lost link raises BrokerLost (a stop
-Stopping) out of any call; every message that was taken and not judged is then in `unjudged`, to be sent again.
+Delivered messages are only counted; failures are kept until `take_failures`. A lost link raises BrokerLost
+(a stop Stopping) out of any call; every message that was taken and not judged is then in `unjudged`, to be
+sent again.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ class Publisher:
     """Publishes on one link. `idle` is called with the seconds without progress, about once a second."""
 
     def __init__(
-        self, link: Link, pulse: Pulse, settings: WorkerSettings, idle: Callable[[float], None] = lambda _: None
+        self,
+        link: Link,
+        pulse: Pulse,
+        settings: WorkerSettings,
+        idle: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._link = link
         self._pulse = pulse
@@ -61,7 +66,7 @@ class Publisher:
         return len(self._nacked)
 
     def publish(self, event: Event, message: Message) -> None:
-        """Send one message, once there is room for it. EventError: it cannot be encoded, and was not taken."""
+        """Send one message, once there is room. EventError: it cannot be encoded, and was not taken."""
         data = self._encode(message)
         flight = Flight(event, message, len(data))
         if self._exchanges.known(message.exchange):
@@ -152,7 +157,7 @@ class Publisher:
             self._channel.send(chunk)
 
     def _ask_for_sync(self) -> None:
-        """Without confirms: a round trip, whose answer follows the Return of all that was unroutable before it."""
+        """Without confirms: a round trip, whose answer follows the Return of all unroutable before it."""
         if not self._confirm and self._flights.last_tag > self._synced_tag:
             self._write()
             self._synced_tag = self._flights.last_tag
@@ -194,7 +199,9 @@ class Publisher:
         if self._link.blocked is not None or not len(self._flights):
             self._answer_due_from = now
         elif now - self._answer_due_from > self._confirm_timeout:
-            raise BrokerLost(f'no confirm for {self._confirm_timeout:g} s with {len(self._flights)} in flight')
+            raise BrokerLost(
+                f'no confirm for {self._confirm_timeout:g} s with {len(self._flights)} in flight'
+            )
 
     def _absorb(self) -> None:
         for signal in self._signals():
@@ -218,7 +225,8 @@ class Publisher:
             self._judged(self._flights.take(self._sync_marks.popleft(), True))
         elif isinstance(signal, Returned) and not self._flights.mark_returned(*signal):
             raise BrokerLost(
-                f'it returned a message that is not in flight: exchange {signal.exchange!r}, key {signal.routing_key!r}'
+                'it returned a message that is not in flight: '
+                f'exchange {signal.exchange!r}, routing key {signal.routing_key!r}'
             )
 
     def _judged(self, flights: list[Flight]) -> None:
@@ -234,14 +242,14 @@ class Publisher:
                 self._failures.append(Failure(flight.event, Kind.RETURNED, *flight.returned))
 
     def _rejected(self, flights: list[Flight]) -> None:
-        """A Nack is back-pressure: sent again later; a failure only if others to its exchange went through."""
+        """A Nack is back-pressure: sent again; a failure only if others to its exchange went through."""
         for flight in flights:
             confirmed = self._confirmed[flight.message.exchange]
             self.nacked += 1
             if flight.nack_mark is None:
                 flight.nack_mark = confirmed
             elif confirmed > flight.nack_mark:
-                text = f'rejected again, while {confirmed - flight.nack_mark} others to its exchange were confirmed'
+                text = f'again, while {confirmed - flight.nack_mark} others to its exchange were confirmed'
                 self._failures.append(Failure(flight.event, Kind.NACKED, 0, text))
                 continue
             flight.returned = None
@@ -258,7 +266,7 @@ class Publisher:
         self._ask_for_sync()
 
     def _isolate(self) -> None:
-        """The broker closed the channel over one message and does not tell which: send the unjudged one by one.
+        """The broker closed the channel over one message and tells not which: send the unjudged one by one.
 
         Messages before the culprit were stored, yet no Ack comes for them: they are repeated, with the same
         message_id.

@@ -21,8 +21,9 @@ from mikkoo.common.postgres import Session
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
 from mikkoo.worker.event import Event
+from mikkoo.worker.identity import origin
 from mikkoo.worker.outlet import Outlet
-from mikkoo.worker.translate import Translator, origin
+from mikkoo.worker.translate import HEADERS_NOT_OBJECT, UNKNOWN_PROPERTY, Translator
 from mikkoo.worker.verdict import Failure, Kind, Verdict, attempts, describe, judge
 
 LOGGER = logging.getLogger('mikkoo.worker')
@@ -31,7 +32,10 @@ GRACE = 3.0  # seconds that a stop leaves a batch to finish
 STANDBY_INTERVAL = 2.0  # seconds between attempts to become the owner of the queue
 READER_PATIENCE = 5.0  # seconds without a confirm after which the reading transaction is ended
 OWNER_CHECK = 5.0  # seconds between looks at whether the lock is still ours, in the middle of a batch
+WARNING_INTERVAL = 60.0  # seconds between two log lines of one kind about what was ignored in events
 PENDING_INTERVAL = 5.0  # seconds between looks at how far behind the consumer is
+
+WARNINGS = {UNKNOWN_PROPERTY: names.IGNORED_PROPERTY, HEADERS_NOT_OBJECT: names.IGNORED_HEADERS}
 
 
 class Relay:
@@ -49,7 +53,7 @@ class Relay:
         self._translate: Translator | None = None
         self._due: deque[float] = deque()  # when our retries are due, monotonic
         self._checked_at = self._pending_at = float('-inf')
-        self._listening = False
+        self._warned_at: dict[str, float] = {}
         self._origin = origin()
         self.retired = False
 
@@ -81,9 +85,14 @@ class Relay:
         consumer = Consumer(self._control, settings.queue, settings.consumer_name, observe=self._observe)
         self._stand_by(consumer)
         consumer.register(settings.create_queue)
-        self._listening = consumer.listen()
+        if not consumer.listen():
+            LOGGER.info(
+                'mikkoo.sql does not announce ticks in this database: looking every %g s',
+                settings.wait_duration,
+            )
         self._reader = Reader(
-            Session.connect(settings.postgres_url, self._pulse, application_name=f'{name} reader'), observe=self._observe
+            Session.connect(settings.postgres_url, self._pulse, application_name=f'{name} reader'),
+            observe=self._observe,
         )
         self._consumer = consumer
         self._translate = self._translator()
@@ -229,7 +238,9 @@ class Relay:
         if self._outlet.blocked is not None:
             self._pulse.state('paused', f'RabbitMQ is blocked: {self._outlet.blocked}')
         elif self._outlet.waiting_nacked:
-            self._pulse.state('paused', f'RabbitMQ rejects {self._outlet.waiting_nacked} messages: a queue is full')
+            self._pulse.state(
+                'paused', f'RabbitMQ rejects {self._outlet.waiting_nacked} messages: a queue is full'
+            )
         if silent >= READER_PATIENCE and self._reader is not None:
             self._reader.pause()
         self._check_ownership()
@@ -245,8 +256,12 @@ class Relay:
         self._metrics.timing(names.PGQ, seconds, call)
 
     def _on_warning(self, kind: str, text: str) -> None:
-        self._metrics.count(names.named(kind))
-        LOGGER.warning('queue %s: %s: %s', self._settings.queue, kind, text)
+        """Counted each time; logged at most once a minute for each kind, for a million events may bear the same."""
+        self._metrics.count(WARNINGS[kind])
+        now = time.monotonic()
+        if now >= self._warned_at.get(kind, float('-inf')) + WARNING_INTERVAL:
+            self._warned_at[kind] = now
+            LOGGER.warning('queue %s: %s', self._settings.queue, text)
 
     def _lose(self, error: Outage) -> None:
         """PostgreSQL is out: drop everything, and wait."""
