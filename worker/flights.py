@@ -49,7 +49,7 @@ class Flights:
         return self.last_tag
 
     def take(self, tag: int, multiple: bool) -> list[Flight]:
-        """Remove and return what an Ack or Nack of `tag` judges; multiple: all up to it (AMQP 0-9-1 basic.ack).
+        """Remove and return what an Ack or Nack of `tag` judges; multiple: all up to it (AMQP basic.ack).
 
         A tag of 0 with multiple means all that is outstanding.
         """

@@ -1,7 +1,7 @@
 """The worker's loop: own the queue, fetch a batch, publish it, judge what failed, settle it.
 
-PostgreSQL's outages are met here, RabbitMQ's in `outlet`. Losing PostgreSQL means losing the queue: all that was not
-settled is dropped, and PgQ gives the batch again to whoever owns the queue next.
+PostgreSQL's outages are met here, RabbitMQ's in `outlet`. Losing PostgreSQL means losing the queue: all that
+was not settled is dropped, and PgQ gives the batch again to whoever owns the queue next.
 """
 
 from __future__ import annotations
@@ -86,10 +86,7 @@ class Relay:
         self._stand_by(consumer)
         consumer.register(settings.create_queue)
         if not consumer.listen():
-            LOGGER.info(
-                'mikkoo.sql does not announce ticks in this database: looking every %g s',
-                settings.wait_duration,
-            )
+            LOGGER.info('no tick is announced here (mikkoo.sql); looking every %g s', settings.wait_duration)
         self._reader = Reader(
             Session.connect(settings.postgres_url, self._pulse, application_name=f'{name} reader'),
             observe=self._observe,
@@ -170,16 +167,14 @@ class Relay:
         reader.pause()
 
     def _settle(self, batch: Batch, failures: list[Failure]) -> None:
-        """What cannot be tried again is told before PgQ forgets it; the rest is retried, and the batch finished."""
+        """Tell what is given up before PgQ forgets it, retry the rest, finish the batch: in one commit."""
         assert self._consumer is not None
         retries = []
         for failure in failures:
             if judge(failure, self._settings.max_failures) is Verdict.DEAD:
                 self._bury(failure)
             else:
-                LOGGER.warning('event %d of %s: %s; it is tried again in %g s (attempt %d of %d)',
-                               failure.event.id, self._settings.queue, describe(failure), self._settings.retry_delay,
-                               attempts(failure.event), self._settings.max_failures)  # fmt: skip
+                self._tell_of_retry(failure)
                 retries.append(Retry(failure.event[:10], self._settings.retry_delay))
         self._consumer.settle(batch, retries)
         if retries:
@@ -188,12 +183,30 @@ class Relay:
         self._metrics.count(names.FAILED, len(failures))
         self._metrics.count(names.RETRIED, len(retries))
 
+    def _tell_of_retry(self, failure: Failure) -> None:
+        settings = self._settings
+        LOGGER.warning(
+            'event %d of %s: %s; it is tried again in %g s (attempt %d of %d)',
+            failure.event.id,
+            settings.queue,
+            describe(failure),
+            settings.retry_delay,
+            attempts(failure.event),
+            settings.max_failures,
+        )
+
     def _bury(self, failure: Failure) -> None:
         """The event whole at ERROR, and reported: nothing else keeps it."""
         event = failure.event
         self._metrics.count(names.DEAD)
-        LOGGER.error('event %d of %s is given up after %d attempts: %s; the event: %s',
-                     event.id, self._settings.queue, attempts(event), describe(failure), event._asdict())  # fmt: skip
+        LOGGER.error(
+            'event %d of %s is given up after %d attempts: %s; the event: %s',
+            event.id,
+            self._settings.queue,
+            attempts(event),
+            describe(failure),
+            event._asdict(),
+        )
         reports.message(
             f'event given up: {describe(failure)}',
             'error',
@@ -218,7 +231,7 @@ class Relay:
                 self._outlet.open()
 
     def _move_retries(self) -> None:
-        """Bring back the retries that are due; the next tick shows them (PgQ moves them for nobody by itself)."""
+        """Bring back the retries that are due; the next tick shows them (PgQ moves none by itself)."""
         assert self._consumer is not None
         if self._due and time.monotonic() >= self._due[0]:
             while self._due and time.monotonic() >= self._due[0]:
@@ -234,7 +247,7 @@ class Relay:
             self._metrics.gauge(names.LAG, pending.lag)
 
     def _on_idle(self, silent: float) -> None:
-        """While the broker confirms nothing: show it, hold no snapshot, and see that the queue is still ours."""
+        """While nothing is confirmed: show it, hold no snapshot, and see that the queue is still ours."""
         if self._outlet.blocked is not None:
             self._pulse.state('paused', f'RabbitMQ is blocked: {self._outlet.blocked}')
         elif self._outlet.waiting_nacked:
@@ -256,7 +269,7 @@ class Relay:
         self._metrics.timing(names.PGQ, seconds, call)
 
     def _on_warning(self, kind: str, text: str) -> None:
-        """Counted each time; logged at most once a minute for each kind, for a million events may bear the same."""
+        """Counted each time; logged once a minute for each kind, as a million events may bear the same."""
         self._metrics.count(WARNINGS[kind])
         now = time.monotonic()
         if now >= self._warned_at.get(kind, float('-inf')) + WARNING_INTERVAL:
