@@ -12,19 +12,19 @@ from collections import deque
 from collections.abc import Iterator
 
 from mikkoo.common import metrics as names
-from mikkoo.common import reports
 from mikkoo.common.backoff import Backoff
 from mikkoo.common.errors import DatabaseError, EventError, Fenced, Outage, Stopping
 from mikkoo.common.metrics import Metrics
-from mikkoo.common.pgq import Batch, Consumer, Reader, Retry
+from mikkoo.common.pgq import Batch, Consumer, Reader
 from mikkoo.common.postgres import Session
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
 from mikkoo.worker.event import Event
 from mikkoo.worker.identity import origin
 from mikkoo.worker.outlet import Outlet
+from mikkoo.worker.settling import settle
 from mikkoo.worker.translate import HEADERS_NOT_OBJECT, UNKNOWN_PROPERTY, Translator
-from mikkoo.worker.verdict import Failure, Kind, Verdict, attempts, describe, judge
+from mikkoo.worker.verdict import Failure, Kind
 
 LOGGER = logging.getLogger('mikkoo.worker')
 
@@ -167,53 +167,9 @@ class Relay:
         reader.pause()
 
     def _settle(self, batch: Batch, failures: list[Failure]) -> None:
-        """Tell what is given up before PgQ forgets it, retry the rest, finish the batch: in one commit."""
         assert self._consumer is not None
-        retries = []
-        for failure in failures:
-            if judge(failure, self._settings.max_failures) is Verdict.DEAD:
-                self._bury(failure)
-            else:
-                self._tell_of_retry(failure)
-                retries.append(Retry(failure.event[:10], self._settings.retry_delay))
-        self._consumer.settle(batch, retries)
-        if retries:
+        if settle(self._consumer, batch, failures, self._settings, self._metrics):
             self._due.append(time.monotonic() + self._settings.retry_delay)
-        self._metrics.count(names.BATCHES)
-        self._metrics.count(names.FAILED, len(failures))
-        self._metrics.count(names.RETRIED, len(retries))
-
-    def _tell_of_retry(self, failure: Failure) -> None:
-        settings = self._settings
-        LOGGER.warning(
-            'event %d of %s: %s; it is tried again in %g s (attempt %d of %d)',
-            failure.event.id,
-            settings.queue,
-            describe(failure),
-            settings.retry_delay,
-            attempts(failure.event),
-            settings.max_failures,
-        )
-
-    def _bury(self, failure: Failure) -> None:
-        """The event whole at ERROR, and reported: nothing else keeps it."""
-        event = failure.event
-        self._metrics.count(names.DEAD)
-        LOGGER.error(
-            'event %d of %s is given up after %d attempts: %s; the event: %s',
-            event.id,
-            self._settings.queue,
-            attempts(event),
-            describe(failure),
-            event._asdict(),
-        )
-        reports.message(
-            f'event given up: {describe(failure)}',
-            'error',
-            fingerprint=(self._settings.queue, failure.kind.value),
-            event_id=event.id,
-            attempts=attempts(event),
-        )
 
     def _await_tick(self) -> None:
         """Until a tick is announced, a retry is due, the link has news, or wait_duration is over."""
