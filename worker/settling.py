@@ -13,6 +13,7 @@ from mikkoo.worker.verdict import Failure, Verdict, attempts, describe, judge
 
 LOGGER = logging.getLogger('mikkoo.worker')
 PGQ_COLUMNS = 10  # of an Event, those that are PgQ's
+PIECE = 20_000  # characters of an event in one log record: one message of the pipe, whatever the script
 
 
 def settle(
@@ -51,16 +52,20 @@ def _tell_of_retry(failure: Failure, settings: WorkerSettings) -> None:
 
 
 def _give_up(failure: Failure, settings: WorkerSettings) -> None:
-    """The event whole at ERROR, and reported: nothing else keeps it."""
+    """The event whole at ERROR, in pieces where it is large, and reported: nothing else keeps it."""
     event = failure.event
     LOGGER.error(
-        'event %d of %s is given up after attempt %d: %s; the event: %s',
+        'event %d of %s is given up after attempt %d: %s',
         event.id,
         settings.queue,
         attempts(event),
         describe(failure),
-        event._asdict(),
     )
+    whole = str(event._asdict())
+    pieces = range(0, len(whole), PIECE)
+    for number, start in enumerate(pieces, 1):
+        place = (event.id, number, len(pieces), whole[start : start + PIECE])
+        LOGGER.error('given up event %d, part %d of %d: %s', *place)
     reports.message(
         f'queue {settings.queue}: events are given up: {failure.kind.value}',
         'error',
