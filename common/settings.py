@@ -82,6 +82,22 @@ class Telemetry:
     poll_interval: float = 10.0
 
 
+def telemetry_to_dict(telemetry: Telemetry) -> dict[str, Any]:
+    """As JSON takes it, for the pipe. Bears the Sentry DSN: not for a log."""
+    statsd = telemetry.statsd
+    return {
+        'statsd': {name: getattr(statsd, name) for name in statsd.__dataclass_fields__},
+        'sentry_dsn': telemetry.sentry_dsn,
+        'levels': dict(telemetry.levels),
+        'poll_interval': telemetry.poll_interval,
+    }
+
+
+def telemetry_from_dict(fields: Mapping[str, Any]) -> Telemetry:
+    """What `telemetry_to_dict` was given."""
+    return Telemetry(**{**fields, 'statsd': StatsdSettings(**fields['statsd'])})
+
+
 @dataclass(frozen=True, slots=True)
 class DaemonSettings:
     """The Daemon section. None: not given (no change of user or group, default pidfile, umask 0o022)."""
