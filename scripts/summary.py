@@ -1,4 +1,4 @@
-"""Add up JUnit reports: one line a report, and a closing line. Exits 1 if any test failed or a report is missing."""
+"""Add up JUnit reports: one line each and a closing line. Exits 1 if a test failed, or none ran."""
 
 from __future__ import annotations
 

@@ -83,7 +83,8 @@ def test_the_wheel_holds_its_licence_and_bounds_only_rabbitpy(wheel: Path) -> No
 
 
 def test_the_sdist_holds_the_tests_and_scripts_too(sdist: Path) -> None:
-    names = {name.partition('/')[2] for name in tarfile.open(sdist).getnames()}
+    with tarfile.open(sdist) as archive:
+        names = {name.partition('/')[2] for name in archive.getnames()}
     wanted = [
         name for name in tracked() if name.startswith(('tests/', 'scripts/', *(f'{r}/' for r in ROOMS)))
     ]
