@@ -1,4 +1,4 @@
-"""The relay at work, on throwaway servers: events go into PostgreSQL every second, messages arrive from RabbitMQ."""
+"""The relay at work on throwaway servers: every second an event into PostgreSQL, a message out of RabbitMQ."""
 
 from __future__ import annotations
 
@@ -69,13 +69,13 @@ class Daemon(Server):
 
     def _registered(self) -> bool:
         self._check_alive()
-        sql = 'select count(*) from pgq.queue q where not exists (select from pgq.subscription where sub_queue = queue_id)'
-        return self._postgres.execute(sql, dbname=DATABASE) == [(0,)]
+        sql = 'select from pgq.queue left join pgq.subscription on sub_queue = queue_id where sub_id is null'
+        return not self._postgres.execute(sql, dbname=DATABASE)
 
 
 @dataclass
 class Counts:
-    """What went in and what came out. `sent`: the moment (monotonic) of the commit, by number of the event."""
+    """What went in and what came out. `sent`: event number to the monotonic time of its commit."""
 
     inserted: int = 0
     delivered: int = 0
@@ -103,14 +103,15 @@ def main() -> int:
     raise_on_signals()
     counts = Counts()
     with ExitStack() as stack:
-        postgres, rabbitmq, queues = start_servers(stack)
+        postgres, rabbitmq, daemon, queues = start_servers(stack)
         inbox = stack.enter_context(consuming(rabbitmq))
         try:
             relay(postgres, queues, inbox, counts, options.seconds)
         except KeyboardInterrupt:
             console.print('\n[dim]Interrupted: waiting for what is still under way.[/]')
         await_stragglers(inbox, counts)
-        console.print()
+        if counts.lost:
+            console.print(f'\nWhat mikkood said:\n{escape(daemon.log())}')
     report(counts)
     return 1 if counts.lost else 0
 
@@ -123,8 +124,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def start_servers(stack: ExitStack) -> tuple[PostgresServer, RabbitServer, list[str]]:
-    """PostgreSQL with PgQ and mikkoo.sql, its ticker, RabbitMQ, and mikkood between them; each with its start time."""
+def start_servers(stack: ExitStack) -> tuple[PostgresServer, RabbitServer, Daemon, list[str]]:
+    """PostgreSQL with PgQ and mikkoo.sql, its ticker, RabbitMQ, and mikkood between them."""
     with step('PostgreSQL'):
         postgres = stack.enter_context(PostgresServer())
         postgres.create_database(DATABASE)
@@ -141,8 +142,8 @@ def start_servers(stack: ExitStack) -> tuple[PostgresServer, RabbitServer, list[
         create_queues(postgres, queues)
         stack.enter_context(Pgqd(postgres, DATABASE, ticker_period=0.1))
     with step('mikkood'):
-        stack.enter_context(Daemon(configuration, postgres))
-    return postgres, rabbitmq, queues
+        daemon = stack.enter_context(Daemon(configuration, postgres))
+    return postgres, rabbitmq, daemon, queues
 
 
 @contextmanager
@@ -282,6 +283,7 @@ def await_stragglers(inbox: Inbox, counts: Counts) -> None:
 
 
 def report(counts: Counts) -> None:
+    console.print()
     table = Table('inserted', 'delivered', 'lost', 'repeated', 'median latency', 'longest')
     ordered = sorted(counts.latencies)
     times = (
