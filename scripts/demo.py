@@ -1,4 +1,4 @@
-"""The relay at work on throwaway servers: every second an event into PostgreSQL, a message out of RabbitMQ."""
+"""The relay at work on throwaway servers: an event a second into PostgreSQL, a message out of RabbitMQ."""
 
 from __future__ import annotations
 
