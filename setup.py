@@ -6,7 +6,11 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 ROOMS = ('common', 'worker', 'supervisor')
-DATA = ('mikkoo.sql', 'etc/mikkoo.yml')  # read by common/resources.py
+DATA = {  # where it lies here, and where under mikkoo/ when installed
+    'mikkoo.sql': 'mikkoo.sql',  # both are read by common/resources.py
+    'etc/mikkoo.yml': 'etc/mikkoo.yml',
+    'common/py.typed': 'py.typed',  # `mypy -p mikkoo` looks for it at the top too
+}
 
 
 class BuildWithData(build_py):
@@ -26,7 +30,7 @@ class BuildWithData(build_py):
         return [*super().get_source_files(), *self._data()]
 
     def _data(self) -> dict[str, str]:
-        return {name: str(Path(self.build_lib, 'mikkoo', name)) for name in DATA}
+        return {source: str(Path(self.build_lib, 'mikkoo', target)) for source, target in DATA.items()}
 
 
 setup(

@@ -69,7 +69,7 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = [name for name in tracked() if name.startswith(tuple(f'{room}/' for room in ROOMS))]
     assert modules
-    assert {f'mikkoo/{name}' for name in [*modules, *SHIPPED]} <= names
+    assert {f'mikkoo/{name}' for name in [*modules, *SHIPPED, 'py.typed']} <= names
     strangers = [name for name in names if not name.startswith(('mikkoo/', 'mikkoo-'))]
     assert not strangers
 
