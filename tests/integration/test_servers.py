@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +57,39 @@ def test_postgres_comes_back_after_an_immediate_stop_and_leaves_nothing() -> Non
         pid, folder = server.pid, server.folder
     assert not os.path.exists(f'/proc/{pid}')
     assert not folder.exists()
+
+
+RUN_UNTIL_SIGNALLED = """
+import json, signal
+from tests.servers.pgqd import Pgqd
+from tests.servers.postgres import PostgresServer
+from tests.servers.process import raise_on_signals
+
+raise_on_signals()
+with PostgresServer() as postgres:
+    postgres.create_database('some')
+    with Pgqd(postgres, 'some') as pgqd:
+        print(json.dumps({str(server.folder): server.pid for server in (postgres, pgqd)}), flush=True)
+        signal.pause()
+"""
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_servers_end_with_the_program_however_it_ends(number: signal.Signals) -> None:
+    command = [sys.executable, '-c', RUN_UNTIL_SIGNALLED]
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as program:
+        assert program.stdout is not None
+        servers: dict[str, int] = json.loads(program.stdout.readline())
+        program.send_signal(number)
+    until(
+        lambda: not any(os.path.exists(f'/proc/{pid}') for pid in servers.values()), 15, 'no server is left'
+    )
+    for folder in servers:
+        if number == signal.SIGKILL:
+            shutil.rmtree(folder)
+        assert not os.path.exists(folder)
 
 
 def test_rabbitmq_relays_in_a_fresh_vhost(rabbitmq: RabbitServer, vhost: str) -> None:
