@@ -1,0 +1,75 @@
+"""Pure: two configurations to what has to be done about the difference."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from mikkoo.common.settings import Settings, WorkerSettings
+
+_VALUE = r"\s*=\s*('(?:[^'\\]|\\.)*'|\S*)"  # of a libpq key=value string
+_SECRET = re.compile(rf'\b(ssl)?password{_VALUE}')
+_PERSONAL = re.compile(rf'\b(user|passfile|(ssl)?password){_VALUE}')
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a reload does. `start` and `restart` hold the new settings, `retire` the old ones.
+
+    `leave`: old settings whose consumer nobody in the new configuration continues; it is unregistered if so
+    configured, and its owner is retired or restarted.
+    """
+
+    start: tuple[WorkerSettings, ...] = ()
+    restart: tuple[WorkerSettings, ...] = ()
+    retire: tuple[WorkerSettings, ...] = ()
+    leave: tuple[WorkerSettings, ...] = ()
+    keep: tuple[str, ...] = ()
+    tell: bool = False
+    log: bool = False  # the Logging section changed: the supervisor alone has handlers
+    needs_restart: bool = False  # the Daemon section changed, which only a new start can follow
+
+    @property
+    def changes(self) -> bool:
+        """Whether there is anything to do, or to say."""
+        moved = self.start or self.restart or self.retire
+        return bool(moved) or self.tell or self.log or self.needs_restart
+
+
+def diff(old: Settings, new: Settings) -> Plan:
+    """What leads from `old` to `new`. Only a worker whose own settings changed is touched."""
+    before = {worker.name: worker for worker in old.workers}
+    after = {worker.name: worker for worker in new.workers}
+    continued = {consumer(worker) for worker in new.workers}
+    return Plan(
+        start=tuple(worker for worker in new.workers if worker.name not in before),
+        restart=tuple(w for w in new.workers if w.name in before and w != before[w.name]),
+        retire=tuple(worker for worker in old.workers if worker.name not in after),
+        leave=tuple(worker for worker in old.workers if consumer(worker) not in continued),
+        keep=tuple(w.name for w in new.workers if w == before.get(w.name)),
+        tell=old.telemetry != new.telemetry,
+        log=old.logging != new.logging,
+        needs_restart=old.daemon != new.daemon,
+    )
+
+
+def consumer(worker: WorkerSettings) -> tuple[str, str, str]:
+    """Whose events a worker relays: (database, queue, consumer). A new user or password changes nothing."""
+    url = urlsplit(worker.postgres_url)
+    if url.scheme:
+        query = sorted(pair for pair in parse_qsl(url.query) if pair[0] in ('host', 'port', 'dbname'))
+        database = f'{url.netloc.rpartition("@")[2]}{url.path}?{urlencode(query)}'
+    else:
+        database = ' '.join(_PERSONAL.sub('', worker.postgres_url).split())
+    return database, worker.queue, worker.consumer_name
+
+
+def without_password(url: str) -> str:
+    """A libpq URL, or key=value string, that may be shown."""
+    parts = urlsplit(url)
+    if not parts.scheme:
+        return ' '.join(_SECRET.sub('', url).split())
+    user, at, host = parts.netloc.rpartition('@')
+    query = [(name, value) for name, value in parse_qsl(parts.query) if 'password' not in name]
+    return parts._replace(netloc=user.partition(':')[0] + at + host, query=urlencode(query)).geturl()
