@@ -16,7 +16,7 @@ import orjson
 from mikkoo.common.errors import EventError
 
 LARGEST_SHORT_TEXT = 255  # bytes: a shortstr, AMQP 0-9-1 section 4.2.5.3
-LARGEST_EXPIRATION = 2**32 - 1  # milliseconds; RabbitMQ closes the channel over more
+LARGEST_EXPIRATION = 315_360_000_000  # milliseconds, ten years; RabbitMQ 3.10 closes the channel over more
 LARGEST_TIMESTAMP = 253_402_300_799_999  # the year 9999, even if in milliseconds: clients break past it
 SMALLEST_EXACT, LARGEST_EXACT = -(2**63), 2**64 - 1  # the integers that orjson reads as such
 
