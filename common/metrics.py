@@ -79,9 +79,12 @@ CHILDREN_RUNNING = Metric('children.running', GAUGE, 'processes', SUPERVISOR, 'c
 CHILDREN_RESTARTS = Metric('children.restarts', COUNTER, 'processes', SUPERVISOR, 'children started again')
 RELOADS = Metric('reloads', COUNTER, 'reloads', SUPERVISOR, 'configurations accepted')
 RELOAD_FAILURES = Metric('reload_failures', COUNTER, 'reloads', SUPERVISOR, 'configurations refused')
-LOG_DROPPED = Metric('log.dropped', COUNTER, 'records', EVERY, 'log records that did not fit into the pipe')
-LOG_FAILED = Metric(
-    'log.failed', COUNTER, 'records', SUPERVISOR, 'log records that a handler could not write'
+LOG_DROPPED = Metric(
+    'log.dropped',
+    COUNTER,
+    'records',
+    EVERY,
+    'log records lost: no room in the pipe, or a handler that failed',
 )
 
 REGISTRY = {value.name: value for value in tuple(globals().values()) if isinstance(value, Metric)}

@@ -1,0 +1,37 @@
+"""The local syslog, where a daemon's warnings go when its configuration leaves them nowhere else."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import socket
+
+ADDRESS = '/dev/log'
+SEND_TIMEOUT = 1.0  # seconds: a stuck syslog loses a record, it does not stop the supervisor
+
+
+class Syslog(logging.handlers.SysLogHandler):
+    """WARNING and above to the syslog at a Unix socket, facility daemon. OSError if nobody listens there."""
+
+    def __init__(self, address: str = '') -> None:
+        address = address or ADDRESS
+        _probe(address)
+        super().__init__(address, self.LOG_DAEMON)
+        self.setLevel(logging.WARNING)
+        self.setFormatter(logging.Formatter('%(levelname)s %(processName)s %(name)s: %(message)s'))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.ident = f'mikkood[{record.process}]: '
+        if isinstance(connection := getattr(self, 'socket', None), socket.socket):
+            connection.settimeout(SEND_TIMEOUT)
+        super().emit(record)
+
+
+def _probe(address: str) -> None:
+    """Raise the OSError that SysLogHandler passes over."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagram:
+        try:
+            datagram.connect(address)
+        except OSError:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
+                stream.connect(address)
