@@ -68,8 +68,10 @@ class Daemon(Server):
         until(self._registered, 30, lambda: f'mikkood registers its consumers:\n{self.log()}')
 
     def _registered(self) -> bool:
-        self._check_alive()
-        sql = 'select from pgq.queue left join pgq.subscription on sub_queue = queue_id where sub_id is null'
+        self.check_alive()
+        sql = (
+            'select 1 from pgq.queue left join pgq.subscription on sub_queue = queue_id where sub_id is null'
+        )
         return not self._postgres.execute(sql, dbname=DATABASE)
 
 
@@ -106,7 +108,7 @@ def main() -> int:
         postgres, rabbitmq, daemon, queues = start_servers(stack)
         inbox = stack.enter_context(consuming(rabbitmq))
         try:
-            relay(postgres, queues, inbox, counts, options.seconds)
+            relay(postgres, daemon, queues, inbox, counts, options.seconds)
         except KeyboardInterrupt:
             console.print('\n[dim]Interrupted: waiting for what is still under way.[/]')
         await_stragglers(inbox, counts)
@@ -217,7 +219,12 @@ def consuming(rabbitmq: RabbitServer) -> Iterator[Inbox]:
 
 
 def relay(
-    postgres: PostgresServer, queues: list[str], inbox: Inbox, counts: Counts, seconds: float | None
+    postgres: PostgresServer,
+    daemon: Daemon,
+    queues: list[str],
+    inbox: Inbox,
+    counts: Counts,
+    seconds: float | None,
 ) -> None:
     """Insert an event every second and show what arrives meanwhile."""
     until_when = f'for {seconds:g} seconds' if seconds is not None else 'until Ctrl-C'
@@ -228,6 +235,7 @@ def relay(
     due = time.monotonic()
     try:
         while due < end:
+            daemon.check_alive()
             insert(connection, queues[counts.inserted % len(queues)], counts)
             due += INTERVAL
             show_arrivals(inbox, counts, min(due, end))

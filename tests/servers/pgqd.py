@@ -53,6 +53,6 @@ class Pgqd(Server):
         until(self._connected, START_TIMEOUT, lambda: f'pgqd connects to {self._dbname}:\n{self.log()}')
 
     def _connected(self) -> bool:
-        self._check_alive()
+        self.check_alive()
         sql = "select 1 from pg_stat_activity where application_name = 'pgqd' and datname = %s"
         return bool(self._postgres.execute(sql, (self._dbname,)))

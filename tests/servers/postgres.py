@@ -132,7 +132,7 @@ class PostgresServer(Server):
     def _answers(self) -> bool:
         import psycopg2
 
-        self._check_alive()
+        self.check_alive()
         try:
             self.execute('select 1')
         except psycopg2.OperationalError:

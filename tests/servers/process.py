@@ -173,7 +173,7 @@ class Server:
             with undisturbed():
                 end(process, number, self.stop_deadline)
 
-    def _check_alive(self) -> None:
+    def check_alive(self) -> None:
         """ServerError, with the server's log, once its process has ended."""
         if not self.running:
             code = self._process.returncode if self._process else None

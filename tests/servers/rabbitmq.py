@@ -161,7 +161,7 @@ class RabbitServer(Server):
             until(lambda: answers(self.tls_port), START_TIMEOUT, 'RabbitMQ listens for TLS', 0.1)
 
     def _greets(self) -> bool:
-        self._check_alive()
+        self.check_alive()
         return answers(self.port, PROTOCOL_HEADER)
 
     def log(self) -> str:
