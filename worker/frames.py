@@ -164,7 +164,9 @@ def _text(value: str, depth: int) -> bytes:
 def _integer(value: int, depth: int) -> bytes:
     if -0x80000000 <= value <= 0x7FFFFFFF:
         return short_integer(b'I', value)
-    return long_integer(b'l', value)
+    if -(2**63) <= value < 2**63:
+        return long_integer(b'l', value)
+    raise ValueError('needs more than 64 bits with its sign')
 
 
 def _nested(kind: bytes, encode: Callable[[Any, int], bytes]) -> Callable[[Any, int], bytes]:

@@ -154,4 +154,4 @@ def _check_routes(field: str, headers: Mapping[str, Any]) -> None:
         if name in headers:
             routes = headers[name]
             if type(routes) is not list or not all(type(route) is str for route in routes):
-                raise EventError(f'{field}.{name}', 'has to be an array of texts, or RabbitMQ refuses it')
+                raise EventError(f'{field}.{name}', 'has to be an array of texts')
