@@ -1,9 +1,10 @@
 """Sentry: what went wrong, told to the people who run Mikkoo; nothing at all while no DSN is set.
 
-sentry_sdk is imported when there is a DSN: it takes 14 MiB of each process. Its integrations are off, so that an
-ERROR in the log is not reported by itself (whoever logs what a person has to see reports it too) and nothing
-but `flush` waits at exit. Events leave in a thread of the SDK's, through a queue that drops when it is full:
-an endpoint that hangs or refuses holds nobody up. Variables are not sent, and passwords are struck out.
+sentry_sdk is imported when there is a DSN: it takes 14 MiB of each process. Its integrations are off, so that
+an ERROR in the log is not reported by itself (whoever logs what a person has to see reports it too) and
+nothing but `flush` waits at exit. Events leave in a thread of the SDK's, through a queue that drops when
+full: an endpoint that hangs or refuses holds nobody up. Variables are not sent, passwords are struck out, and
+the SDK's default is to send nothing about persons (its `send_default_pii` is deprecated, so it is not named).
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ _state = _State()
 
 
 def init(dsn: str | None, *, process: str, worker: str = '', queue: str = '', release: str = '') -> None:
-    """Once in a process, after a daemon's forks. `process` ('supervisor' or 'worker') and the next two are tags.
+    """Once in a process, after a daemon's forks. `process` ('supervisor', 'worker'), worker, queue: tags.
 
-    `release` '' means the installed version. A wrong DSN is logged at ERROR: the relay goes on without reports.
+    `release` '' means the installed version. A wrong DSN is logged at ERROR; the relay goes on without.
     """
     tags = {'process': process, 'worker': worker, 'queue': queue}
     _state.tags = {name: value for name, value in tags.items() if value}
@@ -74,6 +75,7 @@ def init(dsn: str | None, *, process: str, worker: str = '', queue: str = '', re
 
 def configure(dsn: str | None) -> None:
     """Take a changed DSN at once; None turns reports off. What has not left for the old one is dropped."""
+    dsn = dsn or None
     if dsn == _state.dsn:
         return
     if _state.sdk is not None:
@@ -102,7 +104,7 @@ def message(text: str, level: str = 'error', **context: Any) -> None:
 
 
 def flush(timeout: float = EXIT_TIMEOUT) -> None:
-    """Before the process ends: tell what was held back, and wait `timeout` seconds at most for all to leave."""
+    """Before the process ends: tell what was held back, and wait at most `timeout` seconds for all to go."""
     if _state.sdk is not None:
         for key, held in _state.limiter.take_held().items():
             _capture(key, {'held_back': held}, 'info', lambda: _state.sdk.capture_message('reported before'))
@@ -111,7 +113,6 @@ def flush(timeout: float = EXIT_TIMEOUT) -> None:
 
 def _start(dsn: str) -> None:
     import sentry_sdk
-    from sentry_sdk.utils import BadDsn
 
     try:
         sentry_sdk.init(
@@ -124,14 +125,13 @@ def _start(dsn: str) -> None:
             send_client_reports=False,
             enable_backpressure_handling=False,
             include_local_variables=False,
-            send_default_pii=False,
             max_breadcrumbs=0,
             spotlight=False,
             in_app_include=['mikkoo'],
             shutdown_timeout=EXIT_TIMEOUT,
             before_send=lambda event, hint: redact_all(event),
         )
-    except BadDsn as error:
+    except ValueError as error:  # BadDsn, or a port that is no number
         logger.error('reports to Sentry are off: sentry_dsn is not the DSN of a Sentry project: %s', error)
         return
     _state.sdk = sentry_sdk
