@@ -546,7 +546,7 @@ class Link:
     def call(self, inbox: Inbox, request: bytes, expected: Reply, what: str) -> ChannelClosed | None:
         """Send a request and wait for its answer: None, or how the broker closed the channel instead."""
         deadline = time.monotonic() + CALL_TIMEOUT
-        bell = self._connection.bell
+        bell, blocked = self._connection.bell, self.blocked
         try:
             self._io.transmit(request, inbox)
             while True:
@@ -557,11 +557,12 @@ class Link:
                 if inbox.closed is not None:
                     return inbox.closed
                 self.raise_if_lost()
-                if self.blocked:
+                before, blocked = blocked, self.blocked
+                if before or blocked:
                     deadline = time.monotonic() + CALL_TIMEOUT
                 elif time.monotonic() >= deadline:
                     self._give_up(f'no answer within {CALL_TIMEOUT:g} s ({what})')
-                waits = f'rabbitmq: blocked: {self.blocked}' if self.blocked else f'rabbitmq: {what}'
+                waits = f'rabbitmq: blocked: {blocked}' if blocked else f'rabbitmq: {what}'
                 self._pulse.wait(waits, max(0.0, deadline - time.monotonic()), read=[bell.fileno()])
         finally:
             bell.ring()  # there may be news for others
