@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mikkoo.common.errors import ConfigurationError, Mistake
-from mikkoo.common.log_pipe import LOST, PLAIN
+from mikkoo.common.log_pipe import LOST, PLAIN, text_of
 from mikkoo.common.redaction import redact, writable
 
 OURS = 'mikkoo'
@@ -52,7 +52,7 @@ def configure(settings: Mapping[str, Any], *, foreground: bool, source: str = 't
             _furnish(handler)
     _applied.loggers, _applied.handlers = names, handlers
     for handler in old:
-        handler.close()
+        _close(handler)
 
 
 def prepared(settings: Mapping[str, Any], foreground: bool) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class _Once(logging.Filter):
 
 
 def _redact(record: logging.LogRecord) -> None:
-    record.msg, record.args = redact(writable(record.getMessage())), None
+    record.msg, record.args = redact(writable(text_of(record))), None
     if record.exc_info and not record.exc_text:
         record.exc_text = PLAIN.formatException(record.exc_info)
     if record.exc_text:
@@ -129,6 +129,13 @@ def _furnish(handler: logging.Handler) -> None:
         LOST.add(f'{type(handler).__name__}: {sys.exception()!r}')
 
     handler.handleError = fail  # type: ignore[method-assign]
+
+
+def _close(handler: logging.Handler) -> None:
+    try:
+        handler.close()
+    except OSError as error:  # the disk is full: what was buffered is lost, the file is closed all the same
+        LOST.add(f'{type(handler).__name__}: {error!r}')
 
 
 def _is_heard(handler: logging.Handler) -> bool:
@@ -195,21 +202,12 @@ def _forget(names: set[str]) -> None:
 @contextmanager
 def _all_or_nothing(source: str) -> Iterator[None]:
     """Put all loggers back as they were if the block fails; ConfigurationError says why."""
-    loggers = [
-        logging.getLogger(),
-        *(v for v in logging.root.manager.loggerDict.values() if isinstance(v, logging.Logger)),
-    ]
+    loggers = [logging.getLogger(), *_loggers()]
     before = [(logger, dict(logger.__dict__), logger.handlers[:], logger.filters[:]) for logger in loggers]
     try:
         yield
     except Exception as error:
-        _forget(
-            {
-                logger.name
-                for logger in logging.root.manager.loggerDict.values()
-                if isinstance(logger, logging.Logger)
-            }
-        )
+        _forget({logger.name for logger in _loggers()})
         for logger, fields, handlers, filters in before:
             logger.handlers[:], logger.filters[:] = handlers, filters
             logger.propagate, logger.disabled = fields['propagate'], fields['disabled']
@@ -239,7 +237,11 @@ def _reopen(handler: logging.FileHandler) -> None:
             return
         # Appending, whatever the handler's mode is: another process may have begun the new file.
         new = open(handler.baseFilename, 'a', encoding=handler.encoding, errors=handler.errors)  # noqa: SIM115
-        old = handler.setStream(new)
+        try:
+            old = handler.setStream(new)  # flushes the old one, which a full disk may refuse
+        except OSError:
+            new.close()
+            raise
         if old is not None:
             old.close()
     finally:

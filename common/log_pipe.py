@@ -89,7 +89,7 @@ def to_message(record: logging.LogRecord) -> dict[str, Any]:
     return {
         'name': record.name,
         'level': record.levelno,
-        'message': cut(_text(record), LARGEST_TEXT),
+        'message': cut(text_of(record), LARGEST_TEXT),
         'exc_text': cut(_traceback(record), LARGEST_TRACEBACK, end=True),
         'created': record.created,
         'process': os.getpid(),
@@ -132,7 +132,8 @@ def cut(text: str, most: int, end: bool = False) -> str:
     return f'{note} …{kept}' if end else f'{kept}… {note}'
 
 
-def _text(record: logging.LogRecord) -> str:
+def text_of(record: logging.LogRecord) -> str:
+    """The record's message, though its arguments may not fit it."""
     try:
         return record.getMessage()
     except Exception as error:  # noqa: BLE001 - an argument's __str__ may raise anything

@@ -22,7 +22,8 @@ class Syslog(logging.handlers.SysLogHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.ident = f'mikkood[{record.process}]: '
-        if isinstance(connection := getattr(self, 'socket', None), socket.socket):
+        connection = getattr(self, 'socket', None)
+        if isinstance(connection, socket.socket) and connection.fileno() >= 0:
             connection.settimeout(SEND_TIMEOUT)
         super().emit(record)
 
