@@ -25,7 +25,7 @@ from mikkoo.common.settings import Settings
 
 __all__ = ['dump', 'json_schema', 'load', 'parse', 'set_values', 'sources']
 
-LARGEST_FILE = 1024 * 1024  # bytes
+LARGEST_FILE = 512 * 1024  # bytes; ruamel.yaml reads this in 2 s, at worst in 20 s
 LONGEST_FOUND = 60  # characters of a value that an error shows
 SECRETS = {
     'password',

@@ -14,7 +14,7 @@ import pamqp.frame
 import pytest
 from pamqp import body, commands, header, heartbeat
 
-from mikkoo.common import amqp, dial
+from mikkoo.common import amqp, amqp_transport, dial
 from mikkoo.common.amqp import Ack, ChannelClosed, Link, Synced
 from mikkoo.common.amqp_frames import Signal
 from mikkoo.common.errors import BrokerError, BrokerLost, BrokerRefused, Stopping
@@ -162,7 +162,7 @@ def test_resolver_that_hangs_does_not_hang_us(pulse: Pulse, monkeypatch: pytest.
         return []
 
     monkeypatch.setattr(socket, 'getaddrinfo', hang)
-    monkeypatch.setattr(amqp, 'JOIN_TIMEOUT', 0.1)
+    monkeypatch.setattr(amqp_transport, 'JOIN_TIMEOUT', 0.1)
     with pytest.raises(BrokerLost, match=r'no answer within 0.2 s while connecting'):
         Link.open(BrokerSettings(), pulse, properties={}, timeout=0.2)
     released.set()

@@ -265,7 +265,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / 'latin.yml').write_bytes('a: 1\nb: é'.encode('latin-1'))
     assert mistake(tmp_path / 'latin.yml') == '2:4: is not UTF-8'
     (tmp_path / 'large.yml').write_bytes(b'#' * (config.LARGEST_FILE + 1))
-    assert mistake(tmp_path / 'large.yml') == ' is larger than 1048576 bytes'
+    assert mistake(tmp_path / 'large.yml') == ' is larger than 524288 bytes'
 
 
 @pytest.mark.parametrize(

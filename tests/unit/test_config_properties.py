@@ -150,9 +150,26 @@ def test_noise_raises_our_error_alone(tmp_path_factory: pytest.TempPathFactory, 
 
 
 signs = r""" :-?[]{},&*!|>%@`'"#~<$\ """
-pieces = '\n|\t|\r|\n  |: |- |<<|a|1|${|$$|é|\0|\n---\n|\n...\n|%YAML|%TAG|!!|\x85|\ufeff|\ud800|0x|1e9|.inf'.split(
-    '|'
-)
+pieces = [
+    '\n',
+    '\t',
+    '\r',
+    '\n  ',
+    ': ',
+    '- ',
+    '<<',
+    'a',
+    '1',
+    '${',
+    '$$',
+    'é',
+    '\0',
+    '\n---\n',
+    '\n...\n',
+    '%YAML',
+    '%TAG',
+]
+pieces += ['!!', '\x85', '\ufeff', '\ud800', '0x', '1e9', '.inf']
 noise = st.lists(st.sampled_from([*signs, *pieces]), max_size=60).map(''.join)
 
 
@@ -179,8 +196,10 @@ trees = st.recursive(
     max_leaves=10,
 )
 keys = st.sampled_from(
-    'workers statsd rabbitmq host ssl_options postgres_url rabbitmq_url root handlers class level format formatters'
-    ' sentry_dsn retry_delay <<'.split()
+    ['workers', 'statsd', 'rabbitmq', 'host', 'ssl_options', 'postgres_url', 'rabbitmq_url']
+)
+keys |= st.sampled_from(
+    ['root', 'handlers', 'class', 'level', 'format', 'formatters', 'sentry_dsn', 'retry_delay', '<<']
 )
 
 

@@ -186,6 +186,24 @@ def test_no_answer_in_time(path: Path) -> None:
             ask(path, {'command': 'status'}, timeout=0.2)
 
 
+def test_a_full_backlog_is_waited_for(path: Path) -> None:
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
+        busy.bind(str(path))
+        busy.listen(0)
+        first.connect(str(path))
+        served = threading.Timer(0.3, lambda: [_answer_one(busy) for _ in range(2)])
+        served.start()
+        assert ask(path, {'command': 'status'}) == {'exit': 0}
+        served.join()
+
+
+def _answer_one(listener: socket.socket) -> None:
+    link, _ = listener.accept()
+    with link:
+        link.sendall(b'{"exit": 0}\n')
+
+
 @pytest.mark.parametrize('answer', [b'', b'rubbish\n', b'[]\n', b'{"no": "exit"}\n'])
 def test_an_answer_without_sense(path: Path, answer: bytes) -> None:
     path.parent.mkdir()

@@ -53,5 +53,7 @@ def test_only_some_refusals_tell_of_the_whole_exchange() -> None:
     concerns = Exchanges.concerns_exchange
     assert concerns(MISSING)
     assert concerns(Refusal(403, "ACCESS_REFUSED - access to exchange 'x' in vhost '/' refused for user 'u'"))
-    assert not concerns(Refusal(403, "ACCESS_REFUSED - access to topic 'k' in exchange 'x' refused for user 'u'"))
+    assert not concerns(
+        Refusal(403, "ACCESS_REFUSED - access to topic 'k' in exchange 'x' refused for user 'u'")
+    )
     assert not concerns(Refusal(406, 'PRECONDITION_FAILED - user_id property set to'))

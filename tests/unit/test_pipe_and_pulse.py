@@ -95,7 +95,11 @@ def test_grace_lets_waits_go_on_after_a_stop_for_a_while(pulse: Pulse) -> None:
 
 
 def test_term_stops_and_the_handler_only_marks(pulse: Pulse) -> None:
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGHUP)
+    before = (
+        signal.getsignal(signal.SIGTERM),
+        signal.getsignal(signal.SIGINT),
+        signal.getsignal(signal.SIGHUP),
+    )
     try:
         pulse.install()
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""rabbitpy's private names on which common/amqp.py relies: an upgrade that moves one fails here first."""
+"""rabbitpy's private names on which common/amqp_transport.py relies: an upgrade that moves one fails here."""
 
 from __future__ import annotations
 
