@@ -1,7 +1,7 @@
 """What a configuration file may hold: every key with its type, range, unit, default and meaning.
 
 Defaults come from the records of `settings`; the JSON Schema and docs/configuration.md follow this file. With
-config_types, the home of pydantic. It is long because it is the whole list of keys.
+config_types, the home of pydantic. Its lines are many because they are the whole list of keys.
 """
 
 from __future__ import annotations

@@ -55,7 +55,8 @@ def row(part: type[config_model.Part], key: str) -> str:
 def kind(key: str, properties: dict[str, Any]) -> str:
     if key in ('pidfile', 'ca_certs', 'ca_path', 'certfile', 'keyfile'):
         return 'path'
-    forms = [form for form in properties.get('anyOf', [properties]) if 'pattern' not in form]
+    forms = properties.get('anyOf') or properties.get('allOf') or [properties]  # allOf: older pydantic
+    forms = [form for form in forms if 'pattern' not in form]
     if 'minimum' in forms[0]:
         name = 'seconds' if properties.get('x-unit') == 'seconds' else 'whole number'
         return f'{name}, {forms[0]["minimum"]} to {forms[0]["maximum"]}'
