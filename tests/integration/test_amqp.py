@@ -365,11 +365,18 @@ def test_good_leave(rabbitmq: RabbitServer, vhost: str, opened: Opener) -> None:
     """What was sent without confirms is at the broker, which has seen no connection die."""
     make_queue(rabbitmq, vhost, 'q')
     link = opened()
+    port = link._io.stream.sock.getsockname()[1]
     channel = link.publisher_channel(confirm=False)
     channel.send(b''.join(message(channel, 'q', b'%d' % n) for n in range(500)))
     link.close()
-    assert fetch(rabbitmq, vhost, 'q', 500) == [b'%d' % n for n in range(500)]
     assert not link.alive
+    assert fetch(rabbitmq, vhost, 'q', 500) == [b'%d' % n for n in range(500)]
+
+    def told() -> list[str]:
+        return [line for line in rabbitmq.log().splitlines() if 'closing' in line and f':{port} ->' in line]
+
+    (line,) = until(told, PATIENCE, 'the end of the connection in the log')
+    assert '[info]' in line
 
 
 def test_many_links_leave_no_thread_and_no_descriptor(proxy: Proxy, opened: Opener, pulse: Pulse) -> None:
