@@ -8,6 +8,7 @@ child to parent
     state   {state, reason}                  'running', 'standby' or 'paused', and why
     report  {counters...}                    numbers for `mikkood status`
     log     {record...}                      a log record for the parent's handlers
+    died    {reason}                         an exception ends it, before or outside of its logging
 parent to child
     tell    {telemetry}                      logging, statsd and Sentry settings have changed
     retire  {}                               the next TERM is for good: unregister if so configured

@@ -25,6 +25,7 @@ LARGEST_REQUEST = 65_536  # bytes
 LARGEST_ANSWER = 64 * 1024 * 1024  # bytes; the client's limit
 MOST_CLIENTS = 16  # at once; the oldest gives way to a new one
 PATIENCE = 5.0  # seconds from connecting until the whole answer is taken
+BACKLOG_PAUSE = 0.02  # seconds between attempts to connect where too many others do
 ANSWER_TIMEOUT = 10.0  # seconds that a command waits for its answer
 
 Request = Mapping[str, Any]
@@ -50,9 +51,8 @@ def ask(path: str | Path, request: Request, timeout: float = ANSWER_TIMEOUT) -> 
     """
     deadline = time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX) as link:
-        link.settimeout(timeout)
         try:
-            link.connect(os.fspath(path))
+            _connect(link, os.fspath(path), deadline)
             link.sendall(orjson.dumps(dict(request)) + b'\n')
             received = _receive_line(link, deadline)
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
@@ -64,6 +64,19 @@ def ask(path: str | Path, request: Request, timeout: float = ANSWER_TIMEOUT) -> 
         except OSError as error:
             raise ControlError(f'{path}: {error}') from error
     return _understand(path, received)
+
+
+def _connect(link: socket.socket, path: str, deadline: float) -> None:
+    """A full backlog refuses a socket with a timeout at once (EAGAIN): try again until there is room."""
+    while (left := deadline - time.monotonic()) > 0:
+        link.settimeout(left)
+        try:
+            link.connect(path)
+        except BlockingIOError:
+            time.sleep(min(left, BACKLOG_PAUSE))
+        else:
+            return
+    raise TimeoutError
 
 
 def _receive_line(link: socket.socket, deadline: float) -> bytes:
@@ -95,7 +108,7 @@ class Server:
 
     def __init__(
         self,
-        path: str,
+        path: str | Path,
         selector: selectors.BaseSelector,
         answer: Callable[[Request], Mapping[str, Any]],
     ) -> None:

@@ -153,8 +153,8 @@ def test_silent_clients_are_dropped_and_wedge_nobody(
     monkeypatch.setattr(control, 'PATIENCE', 0.2)
     silent = [socket.socket(socket.AF_UNIX) for _ in range(control.MOST_CLIENTS * 2)]
     for link in silent:
-        link.settimeout(10)
         link.connect(str(path))
+        link.settimeout(10)
     assert ask(path, {'command': 'status'})['exit'] == 0
     for link in silent:
         assert link.recv(1) == b'', 'it was not hung up on'
@@ -192,6 +192,7 @@ def test_a_full_backlog_is_waited_for(path: Path) -> None:
         busy.bind(str(path))
         busy.listen(0)
         first.connect(str(path))
+        first.sendall(b'{}\n')
         served = threading.Timer(0.3, lambda: [_answer_one(busy) for _ in range(2)])
         served.start()
         assert ask(path, {'command': 'status'}) == {'exit': 0}
@@ -201,6 +202,7 @@ def test_a_full_backlog_is_waited_for(path: Path) -> None:
 def _answer_one(listener: socket.socket) -> None:
     link, _ = listener.accept()
     with link:
+        link.recv(100)
         link.sendall(b'{"exit": 0}\n')
 
 

@@ -1,0 +1,530 @@
+"""The supervisor with real processes: what it does when children, files, signals and itself go wrong.
+
+Deadlines that are promised are asserted with threefold slack (SAVE, STOP).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mikkoo.common import config
+from mikkoo.supervisor.control import NobodyListens
+from mikkoo.supervisor.loop import Supervisor
+from tests.integration.supervised import PATIENCE, Supervised
+from tests.servers.waiting import until
+
+SAVE = 3 * 1.0  # seconds from a save to its effect
+STOP = 3 * 5.0  # seconds for a graceful stop
+YOUNG = 3600.0  # no child gets old
+QUICK = {'first_delay': 0.05, 'most_delay': 0.1, 'young': YOUNG}  # seconds of back-off
+
+Supervise = Callable[..., Supervised]
+
+
+@pytest.fixture
+def supervise(tmp_path: Path) -> Iterator[Supervise]:
+    """`supervise({name: settings}, **policy)`: a running supervisor whose children all run."""
+    made: list[Supervised] = []
+
+    def start(workers: dict[str, dict[str, Any]], *, running: bool = True, **policy: float) -> Supervised:
+        made.append(Supervised(tmp_path, workers, **policy))
+        if running:
+            made[-1].until_running()
+        else:
+            made[-1].until_ready()
+        return made[-1]
+
+    yield start
+    for supervised in made:
+        supervised.close()
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return 'State:\tZ' in Path(f'/proc/{pid}/status').read_text()
+    except OSError:
+        return True
+
+
+def test_it_starts_shows_and_stops(supervise: Supervise) -> None:
+    sup = supervise({'a': {'queue': 'q'}, 'b': {}})
+    status = sup.status()
+    assert status['pid'] == sup.process.pid
+    assert status['config'] == str(sup.config)
+    assert (status['last_reload'], status['needs_restart'], status['stopping']) == (None, False, False)
+    a = sup.until('a', waits='the end')
+    assert (a['kind'], a['queue'], a['consumer'], a['restarts'], a['last_exit']) == (
+        'worker', 'q', 'steady', 0, None,
+    )  # fmt: skip
+    assert a['numbers'] == {'prefix': 'mikkoo', 'retired': False}
+    assert 0 <= a['beat_age'] < 30
+    begun = time.monotonic()
+    sup.signal(signal.SIGTERM)
+    assert sup.wait(STOP) == 0
+    assert time.monotonic() - begun < STOP
+    assert sup.processes() == {}
+    assert not sup.control.exists()
+    with pytest.raises(NobodyListens):
+        sup.status()
+
+
+def test_children_have_not_imported_what_they_must_not(supervise: Supervise) -> None:
+    sup = supervise({'a': {'consumer_name': 'modules'}})
+    modules = set((sup.folder / 'modules').read_text().split())
+    roots = {name.partition('.')[0] for name in modules}
+    assert not roots & {'rich', 'pydantic', 'pydantic_core', 'ruamel', 'watchdog', 'argparse', 'daemon'}
+    assert {name for name in modules if name.startswith('mikkoo.supervisor.')} == {'mikkoo.supervisor.spawn'}
+    assert sup.log().count('ready') == 1, 'a child ran the console script again'
+
+
+def test_a_crash_is_backed_off_then_fatal_and_mended_by_restart(supervise: Supervise) -> None:
+    sup = supervise({'a': {'consumer_name': 'fragile'}, 'b': {}}, **QUICK)
+    b = sup.child('b')['pid']
+    (sup.folder / 'broken').touch()
+    os.kill(sup.child('a')['pid'], signal.SIGSEGV)
+    a = sup.until('a', state='FATAL')
+    assert len(sup.starts('a')) == 10, 'ten failures running: the segfault and nine starts'
+    assert 'ZeroDivisionError: it is broken; 10 failures running' in a['reason']
+    assert (a['last_exit'], a['pid']) == ('exit 70 (SOFTWARE)', None)
+    for words in ('a ended: SIGSEGV', 'a backs off: SIGSEGV', 'a is FATAL', 'Traceback'):
+        sup.until_logged(words)
+    assert sup.child('b')['pid'] == b
+    (sup.folder / 'broken').unlink()
+    assert sup.ask('restart', name='a') == {'exit': 0, 'restarted': ['a']}
+    assert sup.until('a', state='RUNNING')['failures'] == 0
+
+
+def test_a_reload_gives_a_fatal_child_another_chance(supervise: Supervise) -> None:
+    sup = supervise({'a': {'consumer_name': 'refuses'}}, running=False, most_failures=2, **QUICK)
+    a = sup.until('a', state='FATAL')
+    assert 'exit 1 (FAILURE): it does not want to; 2 failures running' in a['reason']
+    assert sup.ask('reload')['exit'] == 0
+    until(lambda: len(sup.starts('a')) == 4, PATIENCE, sup.log)
+
+
+def test_fatal_is_tried_again_by_itself(supervise: Supervise) -> None:
+    sup = supervise(
+        {'a': {'consumer_name': 'refuses'}}, running=False, most_failures=2, fatal_retry=0.3, **QUICK
+    )
+    until(lambda: len(sup.starts('a')) > 4, PATIENCE, sup.log)
+
+
+def test_a_configuration_error_is_not_retried(supervise: Supervise) -> None:
+    sup = supervise({'a': {'consumer_name': 'unfit'}, 'b': {}}, running=False, fatal_retry=0.1, **QUICK)
+    assert sup.until('a', state='FATAL')['last_exit'] == 'exit 78 (CONFIG)'
+    before = sup.child('b')['restarts']
+    until(
+        lambda: sup.ask('restart', name='b')['exit'] == 0 and sup.child('b')['restarts'] > before + 2,
+        PATIENCE,
+    )
+    assert len(sup.starts('a')) == 1
+    sup.edit(a={'consumer_name': 'steady'})
+    sup.until('a', state='RUNNING')
+
+
+def test_who_dies_old_is_restarted_at_once(supervise: Supervise) -> None:
+    sup = supervise({'a': {}}, young=0.0, first_delay=1000.0)
+    for restarts in range(1, 4):
+        os.kill(sup.child('a')['pid'], signal.SIGKILL)
+        sup.until('a', state='RUNNING', restarts=restarts, failures=0, last_exit='SIGKILL')
+
+
+def test_a_hung_child_is_killed_and_replaced(supervise: Supervise) -> None:
+    """It takes three beats (5 s apart) missed, here: the beats of the others go on."""
+    sup = supervise({'a': {}, 'b': {}}, silence=7.0, young=0.0)
+    pids = sup.pids()
+    os.kill(pids['a'], signal.SIGSTOP)
+    a = sup.until('a', timeout=3 * 7.0, restarts=1, state='RUNNING')
+    assert (a['last_exit'], is_gone(pids['a'])) == ('SIGKILL', True)
+    assert sup.child('b')['pid'] == pids['b']
+    sup.until_logged(r'a is killed: no beat for 7 s')
+
+
+def test_a_suspended_machine_is_no_hung_child(supervise: Supervise) -> None:
+    """docker pause, a frozen cgroup: the supervisor wakes up first and has heard nobody for long."""
+    sup = supervise({'a': {}}, silence=6.0)
+    pid = sup.child('a')['pid']
+    for number in (sup.process.pid, pid):
+        os.kill(number, signal.SIGSTOP)
+    time.sleep(9)  # the suspension
+    sup.signal(signal.SIGCONT)
+    assert sup.child('a')['beat_age'] < 6, 'it has been pardoned'
+    os.kill(pid, signal.SIGCONT)
+    before = sup.child('a')['beat_age']
+    until(lambda: sup.child('a')['beat_age'] < before, PATIENCE, sup.log)
+    assert sup.child('a')['pid'] == pid
+
+
+def test_a_bug_in_the_supervisor_leaves_no_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('MIKKOO_TEST_FOLDER', str(tmp_path))
+    path = tmp_path / 'mikkoo.yml'
+    path.write_text('Application: {workers: {a: {postgres_url: postgresql://h/d, consumer_name: steady}}}')
+    descriptors = len(os.listdir('/proc/self/fd'))
+
+    def fail() -> None:
+        until((tmp_path / 'a.starts').exists, PATIENCE, 'the child has started')
+        raise ZeroDivisionError
+
+    supervisor = Supervisor(
+        path,
+        config.load(path),
+        foreground=True,
+        control_path=tmp_path / 'control',
+        on_ready=fail,
+        entries={'worker': 'tests.integration.entries:run'},
+    )
+    with pytest.raises(ZeroDivisionError):
+        supervisor.run()
+    assert is_gone(int((tmp_path / 'a.starts').read_text()))
+    assert len(os.listdir('/proc/self/fd')) <= descriptors + 1, 'all closed but the resource tracker'
+
+
+@pytest.mark.parametrize('behaviour', ['steady', 'stubborn'])
+def test_no_orphans_when_the_supervisor_is_killed(supervise: Supervise, behaviour: str) -> None:
+    sup = supervise({'a': {'consumer_name': behaviour}, 'b': {'consumer_name': behaviour}})
+    assert len(sup.processes()) >= 3
+    sup.signal(signal.SIGKILL)
+    sup.wait()
+    until(lambda: not sup.processes(), STOP, lambda: str(sup.processes()))
+
+
+def test_it_starts_again_after_it_was_killed(supervise: Supervise) -> None:
+    sup = supervise({'a': {}})
+    sup.signal(signal.SIGKILL)
+    sup.wait()
+    assert sup.control.exists(), 'the stale socket is what this is about'
+    again = supervise({'a': {}})
+    assert again.status()['pid'] == again.process.pid
+
+
+def test_a_second_supervisor_on_the_socket_is_refused(supervise: Supervise) -> None:
+    sup = supervise({'a': {}})
+    second = Supervised(sup.folder, {'a': {}})
+    try:
+        assert second.wait() != 0
+        assert 'another mikkood listens' in second.log()
+        assert second.processes() == {}
+    finally:
+        second.close()
+    assert sup.status()['pid'] == sup.process.pid
+
+
+def test_a_reload_touches_only_what_changed(supervise: Supervise) -> None:
+    sup = supervise({'keep': {}, 'change': {}, 'remove': {}})
+    before = sup.pids()
+    sup.edit(change={'max_failures': 3}, remove=None, add={})
+    sup.until('add', SAVE, state='RUNNING')
+    until(lambda: 'remove' not in sup.children(), SAVE, sup.log)
+    sup.until('change', restarts=1, state='RUNNING')
+    assert sup.child('keep')['pid'] == before['keep']
+    assert sup.child('change')['pid'] != before['change']
+    assert is_gone(before['remove'])
+    assert sup.status()['last_reload']['ok'] is True
+
+
+def test_reload_answers_what_it_did(supervise: Supervise) -> None:
+    sup = supervise({'keep': {}, 'change': {}, 'remove': {}})
+    sup.edit(change={'max_failures': 3}, remove=None, add={})
+    answer = sup.ask('reload')  # at once: before the edit has settled for the watcher
+    assert answer['exit'] == 0
+    assert (answer['started'], answer['restarted'], answer['retired'], answer['kept']) == (
+        ['add'], ['change'], ['remove'], ['keep'],
+    )  # fmt: skip
+    assert (answer['told'], answer['needs_restart']) == (False, False)
+
+
+def test_the_daemon_section_needs_a_restart_until_it_is_as_before(supervise: Supervise) -> None:
+    sup = supervise({'a': {}})
+    pid = sup.child('a')['pid']
+    original = sup.config.read_bytes()
+    changed = original.rstrip()[:-1] + b', "Daemon": {"umask": "077"}}'
+    sup.save(changed)
+    assert sup.ask('reload')['needs_restart'] is True
+    assert sup.ask('reload')['needs_restart'] is True, 'a second reload does not forget it'
+    assert sup.status()['needs_restart'] is True
+    sup.save(original)
+    assert sup.ask('reload')['needs_restart'] is False
+    assert sup.child('a')['pid'] == pid
+
+
+def test_an_invalid_edit_changes_nothing_and_is_reported_with_its_line(supervise: Supervise) -> None:
+    sup = supervise({'a': {}, 'b': {}})
+    before = sup.pids()
+    good = sup.config.read_bytes()
+    bad = good.replace(b'"consumer_name"', b'"consumer_nam"', 1)
+    line = 1 + bad[: bad.index(b'"consumer_nam"')].count(b'\n')
+    sup.save(bad)
+    until(lambda: (sup.status()['last_reload'] or {}).get('ok') is False, SAVE, sup.log)
+    assert f'{sup.config}:{line}:' in sup.status()['last_reload']['mistakes'][0]
+    sup.until_logged(rf'{sup.config}:{line}:')
+    answer = sup.ask('reload')
+    assert answer['exit'] == 78
+    assert f'{sup.config}:{line}:' in answer['error']
+    sup.config.unlink()
+    assert sup.ask('reload')['exit'] == 78
+    assert sup.pids() == before
+    sup.save(good)
+    until(lambda: sup.status()['last_reload']['ok'], SAVE, sup.log)
+    assert sup.pids() == before
+
+
+def write_in_place(sup: Supervised, text: str) -> None:
+    sup.config.write_text(text)
+
+
+def write_in_two_steps(sup: Supervised, text: str) -> None:
+    """Half of it would be a valid file without the second worker."""
+    with sup.config.open('w') as file:
+        file.truncate()
+        file.flush()
+        time.sleep(0.3)
+        file.write(text)
+
+
+def rename_over(sup: Supervised, text: str) -> None:
+    new = sup.folder / '.mikkoo.yml.swp'
+    new.write_text(text)
+    new.rename(sup.config)
+
+
+def remove_and_create(sup: Supervised, text: str) -> None:
+    sup.config.unlink()
+    sup.config.write_text(text)
+
+
+def sed(sup: Supervised, text: str) -> None:
+    number = text.partition('"max_failures": ')[2].partition(',')[0].partition('\n')[0]
+    subprocess.run(
+        ['sed', '-i', f's/"max_failures": .*/"max_failures": {number}/', str(sup.config)], check=True
+    )
+
+
+EDITS = [write_in_place, write_in_two_steps, rename_over, remove_and_create, sed]
+
+
+@pytest.mark.parametrize('edit', EDITS)
+def test_every_kind_of_edit_is_acted_on_within_a_second(
+    supervise: Supervise, edit: Callable[[Supervised, str], None]
+) -> None:
+    sup = supervise({'a': {'max_failures': 3}, 'b': {}})
+    b = sup.child('b')['pid']
+    for number in (4, 5):
+        before = sup.child('a')['pid']
+        sup.workers['a']['max_failures'] = number
+        edit(sup, sup.yaml().decode())
+        saved = time.monotonic()
+        until(lambda before=before: sup.child('a')['pid'] != before, SAVE, sup.log)
+        assert time.monotonic() - saved < SAVE
+        sup.until('a', state='RUNNING')
+    assert sup.child('b')['pid'] == b
+
+
+def test_a_secret_in_a_file_and_a_config_map_are_followed(supervise: Supervise) -> None:
+    sup = supervise({'a': {}, 'b': {}})
+    before = sup.pids()
+    secret = sup.folder / 'secrets' / 'password'
+    secret.parent.mkdir()
+    secret.write_text('one\n')
+    sup.edit(b={'postgres_url': 'postgresql://app:${file:secrets/password}@127.0.0.1:1/shop'})
+    sup.until('b', restarts=1, state='RUNNING')
+    secret.write_text('two\n')
+    sup.until('b', SAVE + PATIENCE, restarts=2, state='RUNNING')
+    for number in (3, 4):
+        version = sup.folder / f'..{number}'
+        version.mkdir()
+        sup.workers['b']['max_failures'] = number
+        # ${file:} starts at the folder that the link is in, not at its target's
+        (version / 'mikkoo.yml').write_bytes(sup.yaml())
+        (sup.folder / '..tmp').symlink_to(version.name)
+        (sup.folder / '..tmp').rename(sup.folder / '..data')
+        if not sup.config.is_symlink():
+            (sup.folder / 'link').symlink_to('..data/mikkoo.yml')
+            (sup.folder / 'link').rename(sup.config)
+        sup.until('b', SAVE + PATIENCE, restarts=number, state='RUNNING')
+    assert sup.child('a')['pid'] == before['a']
+
+
+def test_a_touch_does_nothing(supervise: Supervise) -> None:
+    sup = supervise({'a': {}})
+    pid = sup.child('a')['pid']
+    sup.config.touch()
+    sup.config.write_bytes(b'# a comment\n' + sup.config.read_bytes())
+    sup.edit(b={})
+    sup.until('b', SAVE, state='RUNNING')
+    assert sup.log().count('the configuration is used') == 1
+    assert sup.child('a')['pid'] == pid
+
+
+def test_sighup_reloads_and_opens_the_log_again(supervise: Supervise) -> None:
+    sup = supervise({'a': {}})
+    pid = sup.child('a')['pid']
+    logged, moved = sup.folder / 'app.log', sup.folder / 'app.log.1'
+    sup.logging = {
+        'version': 1,
+        'handlers': {'file': {'class': 'logging.FileHandler', 'filename': str(logged)}},
+        'root': {'level': 'INFO', 'handlers': ['file']},
+    }
+    sup.save()
+    until(logged.exists, SAVE, sup.log)
+    until(lambda: 'the configuration is used' in logged.read_text(), SAVE, sup.log)
+    logged.rename(moved)
+    sup.signal(signal.SIGHUP)
+    until(lambda: logged.exists() and 'the configuration is used' in logged.read_text(), SAVE, sup.log)
+    sup.logging['handlers']['file']['filename'] = str(sup.folder / 'missing' / 'app.log')
+    sup.save()
+    until(lambda: not sup.status()['last_reload']['ok'], SAVE, sup.log)
+    assert 'Logging' in sup.status()['last_reload']['mistakes'][0]
+    assert 'the old one stays' in logged.read_text()
+    assert sup.child('a')['pid'] == pid
+
+
+def test_telemetry_is_told_to_running_children(supervise: Supervise) -> None:
+    sup = supervise({'a': {}})
+    pid = sup.child('a')['pid']
+    sup.extra = {'statsd': {'enabled': True, 'host': '127.0.0.1', 'port': 9, 'prefix': 'other'}}
+    sup.save()
+    until(lambda: sup.child('a')['numbers'].get('prefix') == 'other', SAVE + PATIENCE, sup.log)
+    assert sup.child('a')['pid'] == pid
+
+
+def test_who_is_retired_unregisters_if_so_configured(supervise: Supervise) -> None:
+    sup = supervise(
+        {'yes': {'unregister': True}, 'no': {}, 'moves': {'unregister': True}, 'stays': {'unregister': True}}
+    )
+    sup.edit(yes=None, no=None, moves={'queue': 'other'}, stays={'max_failures': 1})
+    until(lambda: set(sup.children()) == {'moves', 'stays'}, PATIENCE, sup.log)
+    sup.until('moves', restarts=1, state='RUNNING')
+    sup.until('stays', restarts=1, state='RUNNING')
+    assert (sup.folder / 'yes.unregistered').exists()
+    assert (sup.folder / 'moves.unregistered').exists(), 'its old queue is left'
+    assert not (sup.folder / 'stays.unregistered').exists(), 'it still relays its queue'
+    assert not (sup.folder / 'no.unregistered').exists()
+    command = (
+        'mikkood unregister --queue no --consumer steady --postgres-url postgresql://app@127.0.0.1:1/shop'
+    )
+    sup.until_logged(command)
+    assert 'secret' not in sup.log()
+    sup.signal(signal.SIGTERM)
+    assert sup.wait(STOP) == 0
+    assert (sup.folder / 'stays.unregistered').exists(), 'the daemon stops'
+
+
+def test_stopping_for_a_restart_unregisters_nobody(supervise: Supervise) -> None:
+    sup = supervise({'a': {'unregister': True}})
+    assert sup.ask('stop', restart=True)['exit'] == 0
+    assert sup.wait(STOP) == 0
+    assert not (sup.folder / 'a.unregistered').exists()
+
+
+def test_a_second_term_kills(supervise: Supervise) -> None:
+    sup = supervise({'a': {'consumer_name': 'stubborn'}}, stop_deadline=600.0)
+    sup.signal(signal.SIGTERM)
+    sup.until('a', state='STOPPING')
+    assert sup.status()['stopping'] is True
+    assert sup.ask('reload')['exit'] == 1
+    assert sup.ask('restart')['exit'] == 1
+    sup.signal(signal.SIGTERM)
+    assert sup.wait(STOP) == 0
+    assert 'a is killed: a second SIGTERM' in sup.log()
+    assert sup.processes() == {}
+
+
+def test_who_does_not_stop_is_killed_at_the_deadline(supervise: Supervise) -> None:
+    sup = supervise({'a': {'consumer_name': 'stubborn'}, 'b': {}})
+    begun = time.monotonic()
+    assert sup.ask('stop') == {'exit': 0, 'pid': sup.process.pid}
+    assert sup.wait(STOP) == 0
+    assert time.monotonic() - begun < STOP
+    assert 'a is killed: not stopped within 4.5 s' in sup.log()
+    assert 'b ended: exit 0 (OK)' in sup.log()
+
+
+def test_ctrl_c_reaches_the_whole_group_and_only_the_supervisor_acts(supervise: Supervise) -> None:
+    sup = supervise({'a': {}, 'b': {}})
+    os.killpg(sup.process.pid, signal.SIGINT)
+    assert sup.wait(STOP) == 0
+    assert sup.log().count('ended: exit 0 (OK)') == 2
+    assert 'KeyboardInterrupt' not in sup.log()
+
+
+def test_a_stop_while_children_are_being_started_lets_none_die_of_the_signal(supervise: Supervise) -> None:
+    sup = supervise({name: {} for name in 'abc'})
+    sup.ask('restart')
+    until(lambda: any(child['restarts'] for child in sup.children().values()), PATIENCE, sup.log)
+    sup.signal(signal.SIGTERM)
+    assert sup.wait(STOP) == 0
+    assert 'ended: SIG' not in sup.log(), sup.log()
+
+
+def test_restart_of_one_of_all_and_of_none(supervise: Supervise) -> None:
+    sup = supervise({'a': {}, 'b': {}})
+    before = sup.pids()
+    assert sup.ask('restart', name='b') == {'exit': 0, 'restarted': ['b']}
+    sup.until('b', restarts=1, state='RUNNING')
+    assert sup.child('a')['pid'] == before['a']
+    assert sup.ask('restart')['restarted'] == ['a', 'b']
+    sup.until('a', restarts=1, state='RUNNING')
+    sup.until('b', restarts=2, state='RUNNING')
+    answer = sup.ask('restart', name='c')
+    assert (answer['exit'], answer['error']) == (1, "no worker is called 'c'; there are: a, b")
+    assert sup.ask('dance')['exit'] == 2
+
+
+def test_rubbish_on_the_control_socket_harms_nobody(supervise: Supervise) -> None:
+    sup = supervise({'a': {}})
+    pid = sup.child('a')['pid']
+    stack = ExitStack()
+    for _ in range(40):
+        stack.enter_context(socket.socket(socket.AF_UNIX)).connect(str(sup.control))
+    for data in (b'\0' * 100_000, b'{"command": "restart", "name": {}}\n', b'{"command": "stop"'):
+        with socket.socket(socket.AF_UNIX) as link:
+            link.connect(str(sup.control))
+            try:
+                link.sendall(data)
+            except (BrokenPipeError, ConnectionResetError):
+                pass
+    assert sup.until('a', state='RUNNING')['pid'] == pid
+    stack.close()
+
+
+def test_an_idle_supervisor_uses_no_processor(supervise: Supervise) -> None:
+    sup = supervise({'a': {}})
+
+    def used() -> float:
+        fields = Path(f'/proc/{sup.process.pid}/stat').read_text().rpartition(')')[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+    before = used()
+    time.sleep(4)  # the span that is measured
+    assert used() - before <= 0.12, 'seconds of processor time in 4 s: it polls or spins'
+
+
+def test_two_hundred_lives_leak_nothing(supervise: Supervise) -> None:
+    names = [f'w{number}' for number in range(10)]
+    sup = supervise({name: {} for name in names}, young=0.0)
+
+    def descriptors() -> list[str]:
+        folder = Path(f'/proc/{sup.process.pid}/fd')
+        return sorted(os.readlink(entry).split(':')[0] for entry in folder.iterdir())
+
+    def cycle(number: int) -> None:
+        assert len(sup.ask('restart')['restarted']) == len(names)
+        for name in names:
+            sup.until(name, timeout=60, restarts=number, state='RUNNING')
+
+    cycle(1)
+    before = descriptors()
+    for number in range(2, 22):
+        cycle(number)
+    assert descriptors() == before
+    assert len(sup.processes()) == len(names) + 2, 'the children, the supervisor and its resource tracker'
