@@ -1,0 +1,165 @@
+"""argv to exit code: every `mikkood` command, and `mikkoo` as its first versions had it.
+
+Only parsing is here; what a command does is imported when it is called, so that a command starts quickly and
+that nothing but this small file is loaded where a child process imports the console script again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from mikkoo.common.errors import Exit
+
+# The text of the first versions, which argparse words and breaks differently in every Python.
+LEGACY_HELP = """\
+usage: mikkoo [-h] [-c CONFIG] [-f]
+
+Mikkoo is a PgQ to RabbitMQ Relay
+
+optional arguments:
+  -h, --help            show this help message and exit
+  -c CONFIG, --config CONFIG
+                        Path to the configuration file
+  -f, --foreground      Run the application interactively
+"""
+
+EXITS = """\
+exit codes: 0 done; 1 failed, the reason is on standard error; 2 wrong usage; 77 not permitted; 78 the
+configuration is wrong. status: 0 running, 1 dead but left its pidfile, 3 not running, 4 unknown.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`mikkood`."""
+    return _guarded(parser().parse_args(argv))
+
+
+def legacy_main(argv: Sequence[str] | None = None) -> int:
+    """`mikkoo [-h] [-c CONFIG] [-f]`: start, as a daemon unless -f."""
+    return _guarded(legacy_parser().parse_args(argv, argparse.Namespace(command='start', debug=False)))
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog='mikkood', description='Mikkoo is a PgQ to RabbitMQ Relay', epilog=EXITS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    top.add_argument('--version', action=_Version, nargs=0, help='show the version and exit')
+    _add_common(top, None, False)
+    commands = top.add_subparsers(dest='command', metavar='COMMAND', required=True)
+
+    def command(name: str, help: str, **options: Any) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + '.', **options)
+        _add_common(made, argparse.SUPPRESS, argparse.SUPPRESS)
+        return made
+
+    start = command('start', 'start the daemon; return once it is up')
+    _add_foreground(start)
+    _add_timeout(command('stop', 'stop the daemon; return once it is gone'))
+    restart = command('restart', 'restart the daemon, or one worker of it')
+    restart.add_argument('name', nargs='?', metavar='NAME', help='a worker: only it is restarted')
+    _add_timeout(restart)
+    command('reload', 'have the daemon read its configuration again and say what changed')
+    _add_json(command('status', 'show the daemon and its workers'))
+    check = command('check', 'find every mistake in the configuration')
+    check.add_argument('--connect', action='store_true', help='also try the servers that it names')
+    _add_json(check)
+    command('schema', 'print the JSON Schema of the configuration, for editors')
+    command('sql', 'print mikkoo.sql, to be piped into psql')
+    _add_unregister(command('unregister', 'remove a consumer from its queue; what it has not read is lost'))
+    return top
+
+
+def legacy_parser() -> argparse.ArgumentParser:
+    made = _LegacyParser(prog='mikkoo')
+    made.add_argument('-c', '--config', metavar='CONFIG')
+    _add_foreground(made)
+    return made
+
+
+class _LegacyParser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        return LEGACY_HELP
+
+    def format_usage(self) -> str:
+        return LEGACY_HELP.splitlines()[0] + '\n'
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *args: object) -> None:
+        from importlib.metadata import version
+
+        print(f'mikkood {version("mikkoo")}')
+        parser.exit(Exit.OK)
+
+
+def _add_common(to: argparse.ArgumentParser, config: str | None, debug: Any) -> None:
+    """Options for either side of the command: a command's default must not undo what stood before it."""
+    to.add_argument('-c', '--config', metavar='CONFIG', default=config, help='path to the configuration file')
+    to.add_argument('--debug', action='store_true', default=debug, help='show a traceback with an error')
+
+
+def _add_foreground(to: argparse.ArgumentParser) -> None:
+    to.add_argument('-f', '--foreground', action='store_true', help='run the application interactively')
+
+
+def _add_json(to: argparse.ArgumentParser) -> None:
+    to.add_argument('--json', action='store_true', help='print JSON')
+
+
+def _add_timeout(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        '--timeout', type=_seconds, default=10.0, metavar='SECONDS',
+        help='how long the workers may finish what is in flight before they are killed (default: 10)',
+    )  # fmt: skip
+
+
+def _add_unregister(to: argparse.ArgumentParser) -> None:
+    to.add_argument('name', nargs='?', metavar='NAME', help='a worker of the configuration')
+    to.add_argument('--queue', help='instead of NAME: the queue')
+    to.add_argument('--consumer', help='instead of NAME: the consumer')
+    to.add_argument('--postgres-url', metavar='URL', help='instead of NAME: the database')
+    to.add_argument('--yes', action='store_true', help='do not ask')
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError('between 0 and 3600 seconds')
+    return seconds
+
+
+def _guarded(arguments: argparse.Namespace) -> int:
+    """Run a command; every error is one clear message on standard error."""
+    debug = arguments.debug or bool(os.environ.get('MIKKOO_DEBUG'))
+    try:
+        from mikkoo.supervisor.commands import COMMANDS
+
+        code = COMMANDS[arguments.command](arguments)
+        sys.stdout.flush()
+        return int(code)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:
+        _forget_stdout()
+        return 128 + signal.SIGPIPE
+    except Exception as error:
+        if debug:
+            raise
+        from mikkoo.supervisor.daemon import explain
+
+        code, reason = explain(error)
+        print('\n'.join(f'mikkood: {line}' for line in reason.splitlines()), file=sys.stderr)
+        if code == Exit.SOFTWARE:
+            print('mikkood: run it again with --debug to see where', file=sys.stderr)
+        return int(code)
+
+
+def _forget_stdout() -> None:
+    """Nobody reads our output any more: Python must not fail again when it flushes it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

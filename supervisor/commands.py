@@ -1,0 +1,160 @@
+"""What each `mikkood` command does: arguments to exit code. Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mikkoo.common.errors import ConfigurationError, Exit
+from mikkoo.supervisor import lifecycle
+from mikkoo.supervisor.control import Answer, ControlError, NotAllowed, ask
+from mikkoo.supervisor.pidfile import Mark
+from mikkoo.supervisor.places import Running, configuration_path
+from mikkoo.supervisor.refusal import Refusal
+
+RELOAD_TIMEOUT = 30.0  # seconds; a ${file:} on a slow disk is read anew
+
+
+def start(arguments: Namespace) -> int:
+    return lifecycle.start(configuration_path(arguments.config), arguments.foreground)
+
+
+def stop(arguments: Namespace) -> int:
+    return lifecycle.stop(configuration_path(arguments.config), arguments.timeout)
+
+
+def restart(arguments: Namespace) -> int:
+    path = configuration_path(arguments.config)
+    if arguments.name is None:
+        return lifecycle.restart(path, arguments.timeout)
+    _told(_ask(path, {'command': 'restart', 'name': arguments.name}))
+    print(f'worker {arguments.name} is restarted')
+    return Exit.OK
+
+
+def reload(arguments: Namespace) -> int:
+    from mikkoo.supervisor.output import changes
+
+    answer = _ask(configuration_path(arguments.config), {'command': 'reload'}, RELOAD_TIMEOUT)
+    print(changes(_told(answer)))
+    return Exit.OK
+
+
+def status(arguments: Namespace) -> int:
+    from mikkoo.supervisor import output
+
+    try:
+        found = lifecycle.find(configuration_path(arguments.config))
+        answer = _status(found)
+    except Refusal as refusal:
+        answer = {'exit': Exit.UNKNOWN, 'state': 'unknown', 'error': str(refusal)}
+    code = int(answer.pop('exit'))
+    if arguments.json:
+        print(json.dumps(answer, indent=2))
+    else:
+        output.status(answer)
+    return code
+
+
+def check(arguments: Namespace) -> int:
+    path = configuration_path(arguments.config)
+    if arguments.json:
+        return _check_json(path, arguments.connect)
+    settings = lifecycle.load(path)
+    count = len(settings.workers)
+    print(f'{path} is valid ({count} {lifecycle.plural("worker", count)})')
+    if not arguments.connect:
+        return Exit.OK
+    from mikkoo.supervisor import output, probes
+
+    return probes.verdict(output.probes(probes.run(settings)))
+
+
+def schema(arguments: Namespace) -> int:
+    from mikkoo.common import config
+
+    print(json.dumps(config.json_schema(), indent=2))
+    return Exit.OK
+
+
+def sql(arguments: Namespace) -> int:
+    from mikkoo.common.resources import schema_sql
+
+    sys.stdout.write(schema_sql())
+    return Exit.OK
+
+
+def unregister(arguments: Namespace) -> int:
+    from mikkoo.supervisor.unregister import unregister
+
+    return unregister(arguments)
+
+
+COMMANDS: dict[str, Callable[[Namespace], int]] = {
+    function.__name__: function
+    for function in (start, stop, restart, reload, status, check, schema, sql, unregister)
+}
+
+
+def _ask(path: Path, request: dict[str, str], timeout: float = 10.0) -> Answer:
+    """Ask the running mikkood. Raises Refusal where none runs or it may not be asked."""
+    found = lifecycle.find(path)
+    if not isinstance(found, Running):
+        raise Refusal('mikkood is not running', Exit.NO_DAEMON)
+    try:
+        return ask(found.places.control, request, timeout)
+    except NotAllowed as error:
+        raise Refusal(f'pid {found.pid} belongs to another user: {error}', Exit.NOPERM) from error
+    except ControlError as error:
+        raise Refusal(f'pid {found.pid} runs, but does not answer: {error}') from error
+
+
+def _told(answer: Answer) -> Answer:
+    """An answer without error. Raises Refusal with its reason."""
+    if answer['exit'] != Exit.OK:
+        raise Refusal(str(answer.get('error') or 'refused without a reason'), Exit(answer['exit']))
+    return answer
+
+
+def _status(found: Running | Mark | None) -> dict[str, Any]:
+    """The documented answer of `status --json`, and `exit`."""
+    if found is None:
+        return {'exit': Exit.NOT_RUNNING, 'state': 'not running'}
+    if not isinstance(found, Running):
+        return {'exit': Exit.DEAD, 'state': 'dead', 'pid': found.pid, 'pidfile': str(found.path)}
+    known = {'state': 'running', 'pid': found.pid, 'foreground': found.mark.foreground}
+    try:
+        answer = ask(found.places.control, {'command': 'status'})
+    except NotAllowed as error:
+        return {**known, 'exit': Exit.OK, 'error': f'only its own user may ask it more ({error})'}
+    except ControlError as error:
+        return {**known, 'exit': Exit.UNKNOWN, 'state': 'unknown', 'error': str(error)}
+    return {**known, **answer}
+
+
+def _check_json(path: Path, connect: bool) -> int:
+    from dataclasses import asdict
+
+    from mikkoo.common import config
+
+    answer: dict[str, Any] = {'configuration': str(path), 'valid': True, 'mistakes': [], 'warnings': []}
+    try:
+        settings = config.load(path)
+    except ConfigurationError as error:
+        answer.update(valid=False, mistakes=[asdict(mistake) for mistake in error.mistakes])
+        print(json.dumps(answer, indent=2))
+        return Exit.CONFIG
+    answer['warnings'] = list(settings.warnings)
+    code = Exit.OK
+    if connect:
+        from mikkoo.supervisor import probes
+
+        results = list(probes.run(settings))
+        answer['probes'] = [asdict(result) for result in results]
+        code = probes.verdict(results)
+    print(json.dumps(answer, indent=2))
+    return code

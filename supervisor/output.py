@@ -1,0 +1,146 @@
+"""What the commands print for people: tables by rich, plain where the output is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from mikkoo.supervisor.probes import Probe
+
+PIPED_WIDTH = 1000  # columns: a line is never broken for a program that reads it
+
+STATE_STYLES = {
+    'RUNNING': 'green', 'STANDBY': 'cyan', 'STARTING': 'yellow', 'STOPPING': 'yellow',
+    'PAUSED': 'yellow', 'BACKOFF': 'red', 'FATAL': 'bold red', 'STOPPED': 'dim',
+}  # fmt: skip
+MARKS = {'ok': ('✓', 'ok', 'green'), 'warn': ('!', 'warning', 'yellow'), 'failed': ('✗', 'FAILED', 'red')}
+COLUMNS = (
+    ('WORKER', 'left'), ('QUEUE', 'left'), ('STATE', 'left'), ('PID', 'right'), ('FOR', 'right'),
+    ('PROCESSED', 'right'), ('FAILED', 'right'), ('PENDING', 'right'), ('WAITS FOR', 'left'),
+)  # fmt: skip
+
+
+def status(answer: Mapping[str, Any]) -> None:
+    """Print the answer of `mikkood status`."""
+    console = _console()
+    for line in headlines(answer):
+        console.print(line, soft_wrap=True)
+    children = answer.get('children') or ()
+    if children:
+        console.print(_table(COLUMNS, [_row(child) for child in children]))
+    elif answer.get('state') == 'running' and 'children' in answer:
+        console.print('no workers', soft_wrap=True)
+
+
+def probes(results: Iterable[Probe]) -> list[Probe]:
+    """Print each probe as it is done; all of them."""
+    console = _console()
+    done: list[Probe] = []
+    for probe in results:
+        if not done or done[-1].subject != probe.subject:
+            console.print(Text(probe.subject, 'bold'), soft_wrap=True)
+        symbol, word, style = MARKS[probe.outcome]
+        mark = word if console.options.ascii_only else symbol
+        line = Text.assemble('  ', (mark, style), f' {probe.name}: {probe.text}')
+        console.print(line, soft_wrap=True)
+        if probe.remedy:
+            console.print(Text(f'    to do: {probe.remedy}'), soft_wrap=True)
+        done.append(probe)
+    return done
+
+
+def headlines(answer: Mapping[str, Any]) -> list[Text]:
+    """The lines above the table of workers."""
+    state = str(answer['state'])
+    pid = f' (pid {answer["pid"]})' if answer.get('pid') else ''
+    lines = [
+        Text.assemble('mikkood', f' {answer["version"]}' if 'version' in answer else '', ': ', state, pid)
+    ]
+    if answer.get('foreground'):
+        lines[0].append(' in the foreground')
+    if 'uptime' in answer:
+        lines[0].append(f' for {duration(answer["uptime"])}')
+    if answer.get('pidfile'):
+        lines.append(Text(f'it left {answer["pidfile"]}; the next start takes it over'))
+    if 'config' in answer:
+        lines.append(Text(f'configuration: {answer["config"]}'))
+    if answer.get('error'):
+        lines.append(Text(str(answer['error']), 'red'))
+    if answer.get('needs_restart'):
+        lines.append(Text('needs restart: the Daemon section has changed (mikkood restart)', 'yellow'))
+    return lines + _last_reload(answer.get('last_reload') or {})
+
+
+def changes(answer: Mapping[str, Any]) -> str:
+    """What a reload did, in words."""
+    said = [
+        f'{verb} {", ".join(answer[key])}'
+        for key, verb in (('started', 'started'), ('restarted', 'restarted'), ('retired', 'retired'))
+        if answer.get(key)
+    ]
+    if answer.get('told'):
+        said.append('told the workers their new logging and metrics settings')
+    if answer.get('needs_restart'):
+        said.append('the Daemon section has changed and needs `mikkood restart`')
+    return 'reloaded: ' + ('; '.join(said) or 'nothing has changed')
+
+
+def duration(seconds: float) -> str:
+    """Seconds in at most two units: '12 s', '3 min 5 s', '2 h 0 min', '4 d 7 h'."""
+    whole = max(0, int(seconds))
+    for size, unit, smaller, small_unit in (
+        (86400, 'd', 3600, 'h'),
+        (3600, 'h', 60, 'min'),
+        (60, 'min', 1, 's'),
+    ):
+        if whole >= size:
+            return f'{whole // size} {unit} {whole % size // smaller} {small_unit}'
+    return f'{whole} s'
+
+
+def _last_reload(reload: Mapping[str, Any]) -> list[Text]:
+    if not reload or reload.get('ok', True):
+        return []
+    when = f'the reload at {reload["time"]} failed, the old settings stay:'
+    return [Text(when, 'bold red'), *(Text(f'  {mistake}', 'red') for mistake in reload.get('mistakes', ()))]
+
+
+def _row(child: Mapping[str, Any]) -> Sequence[Text]:
+    numbers = child.get('numbers') or {}
+    state = str(child['state'])
+    waits = child.get('reason') or child.get('waits') or ''
+    return [
+        Text(str(child['name'])),
+        Text(str(child.get('queue') or '')),
+        Text(state, STATE_STYLES.get(state, '')),
+        Text(str(child.get('pid') or '-')),
+        Text(duration((datetime.now(UTC) - datetime.fromisoformat(child['since'])).total_seconds())),
+        *(Text(_count(numbers.get(key))) for key in ('processed', 'failed', 'pending_events')),
+        Text(str(waits).splitlines()[0] if waits else ''),
+    ]
+
+
+def _count(number: object) -> str:
+    return f'{number:,}' if isinstance(number, int) else '-'
+
+
+def _table(columns: Sequence[tuple[str, Any]], rows: Iterable[Sequence[Text]]) -> Table:
+    """No frame: it reads as well in a pipe, and cuts as well with awk."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for title, justify in columns:
+        table.add_column(title, justify=justify, overflow='fold', no_wrap=title != 'WAITS FOR')
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _console() -> Console:
+    terminal = sys.stdout.isatty()
+    return Console(file=sys.stdout, highlight=False, width=None if terminal else PIPED_WIDTH)

@@ -1,0 +1,214 @@
+"""`mikkood check --connect`: tries what the configuration names, and says what to do about each failure.
+
+A probe is a frozen record and every group of them a generator, so that one is shown while the next is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from mikkoo.common import pgq
+from mikkoo.common.amqp import Link
+from mikkoo.common.errors import BrokerError, BrokerRefused, DatabaseError, DatabaseLost, Exit
+from mikkoo.common.pgq_facts import PL_ONLY
+from mikkoo.common.postgres import Session
+from mikkoo.common.pulse import Pulse
+from mikkoo.common.settings import BrokerSettings, Settings, WorkerSettings
+
+CONNECT_TIMEOUT = 10.0  # seconds for one server
+STATEMENT_TIMEOUT = 30.0  # seconds
+OLD_TICK = 120.0  # seconds; PgQ's default is a tick a minute even where nothing happens
+NOT_ALLOWED = 530  # AMQP 0-9-1: connection.open, the virtual host
+
+T = TypeVar('T')
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What one try found. `remedy`: what to do, '' where it is ok."""
+
+    subject: str  # what was probed, as 'worker invoices'
+    name: str
+    outcome: Literal['ok', 'warn', 'failed']
+    text: str
+    remedy: str = ''
+
+
+def verdict(probes: Iterable[Probe]) -> Exit:
+    """The exit code: a warning is no failure."""
+    return Exit.FAILURE if any(probe.outcome == 'failed' for probe in probes) else Exit.OK
+
+
+def run(settings: Settings) -> Iterator[Probe]:
+    """Probe every database and every broker once, and every worker's queue. Needs no running mikkood."""
+    with closing(Pulse()) as pulse:
+        for url, workers in _grouped(settings.workers, lambda worker: worker.postgres_url):
+            yield from database(url, workers, pulse)
+        for broker_settings, workers in _grouped(settings.workers, lambda worker: worker.rabbitmq):
+            yield from broker(broker_settings, workers, pulse)
+
+
+def database(url: str, workers: list[WorkerSettings], pulse: Pulse) -> Iterator[Probe]:
+    """A database, and the queues that its workers read."""
+    subject = f'database of {_names(workers)}'
+    try:
+        session = Session.connect(
+            url, pulse, application_name='mikkood check', timeout=CONNECT_TIMEOUT,
+            statement_timeout=STATEMENT_TIMEOUT,
+        )  # fmt: skip
+    except DatabaseError as error:
+        yield Probe(subject, 'login', 'failed', str(error), _login_remedy(error))
+        return
+    with closing(session):
+        try:
+            yield Probe(
+                subject, 'login', 'ok', f'{session.where}, PostgreSQL {_release(session.server_version)}'
+            )
+            installed = _installed(subject, session)
+            yield installed
+            if installed.outcome == 'failed':
+                return
+            yield _schema(subject, session)
+            for worker in workers:
+                yield from _queue(worker, session)
+        except DatabaseError as error:
+            yield Probe(subject, 'questions', 'failed', str(error), 'see the words of the server')
+
+
+def broker(settings: BrokerSettings, workers: list[WorkerSettings], pulse: Pulse) -> Iterator[Probe]:
+    """A broker: the login, TLS before it, and the virtual host."""
+    subject = f'broker of {_names(workers)}'
+    host = f'vhost {settings.vhost!r}'
+    try:
+        link = Link.open(settings, pulse, properties={'purpose': 'mikkood check'}, timeout=CONNECT_TIMEOUT)
+    except BrokerError as error:
+        if isinstance(error, BrokerRefused) and error.code == NOT_ALLOWED:
+            yield Probe(subject, 'login', 'ok', f'as {settings.username}')
+            yield Probe(subject, 'vhost', 'failed', str(error), _vhost_remedy(settings))
+        else:
+            yield Probe(subject, 'login', 'failed', str(error), _broker_remedy(error, settings))
+        return
+    try:
+        place = f'{link.node[0]}:{link.node[1]}'
+        version = f'RabbitMQ {link.server_version}'
+        yield Probe(subject, 'login', 'ok', f'{place}, {version}, as {settings.username}{_tls(settings)}')
+        link.publisher_channel(confirm=True).close()
+        yield Probe(subject, 'vhost', 'ok', f'{host}, with publisher confirms')
+    except BrokerError as error:
+        yield Probe(subject, 'vhost', 'failed', str(error), 'see the log of the broker')
+    finally:
+        link.close()
+
+
+def _installed(subject: str, session: Session) -> Probe:
+    version = pgq.pgq_version(session)
+    if version is None:
+        return Probe(subject, 'PgQ', 'failed', 'is not installed', 'CREATE EXTENSION pgq;')
+    if version == PL_ONLY:
+        return Probe(
+            subject, 'PgQ', 'warn', 'pgq_pl_only: its pgq.version() is NULL, so pgqd ignores the database',
+            "CREATE OR REPLACE FUNCTION pgq.version() RETURNS text LANGUAGE sql AS $$ SELECT '3.5'::text $$;",
+        )  # fmt: skip
+    return Probe(subject, 'PgQ', 'ok', version)
+
+
+def _schema(subject: str, session: Session) -> Probe:
+    version, ours = pgq.mikkoo_schema_version(session), pgq.SCHEMA_VERSION
+    install = 'mikkood sql | psql DATABASE'
+    if version is None:
+        text = 'is not installed, or is of Mikkoo 3 or older: ticks are polled for and retries wait for pgqd'
+        return Probe(subject, 'mikkoo.sql', 'warn', text, install)
+    if version < ours:
+        return Probe(subject, 'mikkoo.sql', 'warn', f'version {version}, this mikkood brings {ours}', install)
+    if version > ours:
+        text = f'version {version}, newer than the {ours} of this mikkood'
+        return Probe(subject, 'mikkoo.sql', 'warn', text, 'upgrade mikkood')
+    return Probe(subject, 'mikkoo.sql', 'ok', f'version {version}')
+
+
+def _queue(worker: WorkerSettings, session: Session) -> Iterator[Probe]:
+    subject = f'worker {worker.name}'
+    exists = pgq.queue_exists(session, worker.queue)
+    if exists:
+        yield Probe(subject, 'queue', 'ok', worker.queue)
+    elif worker.create_queue:
+        yield Probe(subject, 'queue', 'ok', f'{worker.queue} is not there; the worker creates it')
+    else:
+        yield _no_queue(subject, worker.queue, pgq.nearest_queue(session, worker.queue))
+    yield _privileges(subject, worker, session)
+    if exists:
+        yield _ticking(subject, pgq.last_tick_age(session, worker.queue))
+
+
+def _no_queue(subject: str, queue: str, nearest: str | None) -> Probe:
+    create = "SELECT pgq.create_queue('{}');".format(queue.replace("'", "''"))
+    meant = f'did you mean {nearest!r}? Else: ' if nearest else ''
+    return Probe(subject, 'queue', 'failed', f'PgQ has no queue {queue!r}', meant + create)
+
+
+def _privileges(subject: str, worker: WorkerSettings, session: Session) -> Probe:
+    missing = pgq.missing_privileges(session, worker.queue, create_queue=worker.create_queue)
+    if not missing:
+        return Probe(subject, 'privileges', 'ok', 'all that a relay needs')
+    lacks, grants = zip(*(line.split(': ', 1) for line in missing), strict=True)
+    return Probe(
+        subject, 'privileges', 'failed', 'lacks ' + ', '.join(lacks), ' '.join(dict.fromkeys(grants))
+    )
+
+
+def _ticking(subject: str, age: float | None) -> Probe:
+    if age is not None and age <= OLD_TICK:
+        return Probe(subject, 'ticking', 'ok', f'the last tick is {max(0.0, age):.0f} s old')
+    found = 'there has been no tick' if age is None else f'the last tick is {age:.0f} s old'
+    return Probe(
+        subject, 'ticking', 'failed', f'{found}: without ticks PgQ gives no events',
+        'start pgqd for this database; see ticker_paused and ticker_idle_period in pgq.queue',
+    )  # fmt: skip
+
+
+def _login_remedy(error: DatabaseError) -> str:
+    if isinstance(error, DatabaseLost):
+        return 'see that PostgreSQL runs and that postgres_url names its host and port'
+    return 'see user, password and database in postgres_url, and pg_hba.conf'
+
+
+def _broker_remedy(error: BrokerError, settings: BrokerSettings) -> str:
+    if 'TLS' in str(error) or 'ssl_options' in str(error):
+        return 'see ssl_options: ca_certs, and whether host is the name in the certificate'
+    if isinstance(error, BrokerRefused):
+        return f'see username and password; rabbitmqctl authenticate_user {settings.username}'
+    return 'see that RabbitMQ runs, that host and port are right, and that a TLS port has ssl_options'
+
+
+def _vhost_remedy(settings: BrokerSettings) -> str:
+    return (
+        f"rabbitmqctl add_vhost '{settings.vhost}', if there is none; "
+        f"rabbitmqctl set_permissions -p '{settings.vhost}' {settings.username} '^$' '.*' '.*'"
+    )
+
+
+def _tls(settings: BrokerSettings) -> str:
+    if settings.ssl_options is None:
+        return ''
+    return ', TLS' if settings.ssl_options.verify else ', TLS without verification'
+
+
+def _release(version: int) -> str:
+    """150018 is 15.18."""
+    return f'{version // 10000}.{version % 10000}'
+
+
+def _names(workers: Iterable[WorkerSettings]) -> str:
+    return ', '.join(worker.name for worker in workers)
+
+
+def _grouped(
+    workers: Iterable[WorkerSettings], key: Callable[[WorkerSettings], T]
+) -> Iterable[tuple[T, list[WorkerSettings]]]:
+    groups: dict[T, list[WorkerSettings]] = {}
+    for worker in workers:
+        groups.setdefault(key(worker), []).append(worker)
+    return groups.items()

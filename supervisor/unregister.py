@@ -1,0 +1,82 @@
+"""`mikkood unregister`: it throws events away, so it asks first, and refuses while a relay is at work."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from contextlib import closing
+from dataclasses import dataclass
+
+from mikkoo.common import config
+from mikkoo.common.errors import DatabaseError, Exit
+from mikkoo.common.pgq import Consumer
+from mikkoo.common.postgres import Session
+from mikkoo.common.pulse import Pulse
+from mikkoo.supervisor.places import configuration_path
+from mikkoo.supervisor.refusal import Refusal
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which consumer is to go."""
+
+    queue: str
+    consumer: str
+    postgres_url: str
+
+
+def unregister(arguments: Namespace) -> int:
+    """Unregister a consumer: what it has not read is lost to it. Raises Refusal, DatabaseError."""
+    target = _target(arguments)
+    with closing(Pulse()) as pulse:
+        session = Session.connect(target.postgres_url, pulse, application_name='mikkood unregister')
+        with closing(session):
+            consumer = Consumer(session, target.queue, target.consumer)
+            if not consumer.own():
+                raise Refusal(
+                    f'a relay is at work for {_phrase(target)} (server process {consumer.owner()}): '
+                    'remove its worker from the configuration, or stop mikkood, first'
+                )
+            if not (arguments.yes or _agreed(target, consumer)):
+                print('nothing was done')
+                return Exit.FAILURE
+            found = consumer.unregister()
+    print(f'{_phrase(target)} {"is unregistered" if found else "was not registered"}')
+    return Exit.OK
+
+
+def _target(arguments: Namespace) -> Target:
+    given = (arguments.queue, arguments.consumer, arguments.postgres_url)
+    if arguments.name is None and all(given):
+        return Target(*given)
+    if arguments.name is None or any(given):
+        raise Refusal('give either NAME or all of --queue, --consumer and --postgres-url', Exit.USAGE)
+    path = configuration_path(arguments.config)
+    workers = {worker.name: worker for worker in config.load(path).workers}
+    worker = workers.get(arguments.name)
+    if worker is None:
+        known = ', '.join(workers) or 'none'
+        raise Refusal(
+            f'{path} has no worker {arguments.name!r} (it has: {known}); '
+            'for one that was removed give --queue, --consumer and --postgres-url'
+        )
+    return Target(worker.queue, worker.consumer_name, worker.postgres_url)
+
+
+def _agreed(target: Target, consumer: Consumer) -> bool:
+    """Ask, naming what will be lost. Nobody to ask counts as no."""
+    try:
+        pending = consumer.pending()
+        loss = f'about {pending.events} events wait for it, last read {pending.seen:.0f} s ago'
+    except DatabaseError as error:
+        if error.sqlstate != '42704':
+            raise
+        loss = 'it is not registered'
+    print(f'{_phrase(target)}: {loss}; they, its retries and all events until it registers again are lost.')
+    if not sys.stdin.isatty():
+        raise Refusal('standard input is no terminal to ask on: give --yes', Exit.USAGE)
+    return input('Unregister? [y/N] ').strip().lower() in ('y', 'yes')
+
+
+def _phrase(target: Target) -> str:
+    return f'consumer {target.consumer!r} of queue {target.queue!r}'

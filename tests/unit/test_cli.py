@@ -1,0 +1,180 @@
+"""Arguments, help texts, and one clear line for every error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mikkoo.common.errors import Exit
+from mikkoo.supervisor import cli, commands
+from mikkoo.supervisor.refusal import Refusal
+
+# As the first versions print it (their documentation lost the indentation).
+REFERENCE_HELP = """
+usage: mikkoo [-h] [-c CONFIG] [-f]
+
+Mikkoo is a PgQ to RabbitMQ Relay
+
+optional arguments:
+-h, --help show this help message and exit
+-c CONFIG, --config CONFIG
+Path to the configuration file
+-f, --foreground Run the application interactively
+"""
+
+
+def run(program: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = f'import sys; from mikkoo.supervisor.cli import {program}; sys.exit({program}())'
+    return subprocess.run(
+        [sys.executable, '-c', code, *arguments],
+        capture_output=True, text=True, timeout=60, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_the_old_command_has_the_old_help() -> None:
+    shown = run('legacy_main', '-h')
+    assert shown.returncode == Exit.OK
+    assert shown.stdout.split() == REFERENCE_HELP.split()
+
+
+def test_the_old_command_shows_its_usage_with_a_mistake() -> None:
+    shown = run('legacy_main', '--nonsense')
+    assert shown.returncode == Exit.USAGE
+    assert shown.stderr.splitlines()[0] == 'usage: mikkoo [-h] [-c CONFIG] [-f]'
+
+
+def test_the_old_help_tells_the_options_that_are_parsed() -> None:
+    given = cli.legacy_parser().parse_args(['-c', 'x.yml', '-f'])
+    assert (given.config, given.foreground) == ('x.yml', True)
+    given = cli.legacy_parser().parse_args(['--config', 'x.yml', '--foreground'])
+    assert (given.config, given.foreground) == ('x.yml', True)
+    given = cli.legacy_parser().parse_args([])
+    assert (given.config, given.foreground) == (None, False)
+
+
+def test_the_old_command_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    monkeypatch.setitem(commands.COMMANDS, 'start', lambda given: started.append(given) or 0)
+    assert cli.legacy_main(['-f', '-c', 'x.yml']) == Exit.OK
+    assert (started[0].config, started[0].foreground) == ('x.yml', True)
+
+
+@pytest.mark.parametrize(
+    'argv', [['-c', 'x.yml', 'status'], ['status', '-c', 'x.yml'], ['status', '--config=x.yml']]
+)
+def test_the_configuration_may_stand_on_either_side(argv: list[str]) -> None:
+    assert cli.parser().parse_args(argv).config == 'x.yml'
+
+
+def test_the_nearer_configuration_wins() -> None:
+    assert cli.parser().parse_args(['-c', 'a', 'status', '-c', 'b']).config == 'b'
+
+
+@pytest.mark.parametrize(
+    'argv', [[], ['nonsense'], ['start', 'name'], ['stop', '--timeout', '-1'], ['stop', '--timeout', 'x']]
+)
+def test_wrong_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(argv)
+    assert left.value.code == Exit.USAGE
+    assert 'usage: mikkood' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('command', sorted(commands.COMMANDS))
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, '--help'])
+    assert left.value.code == Exit.OK
+    assert f'usage: mikkood {command}' in capsys.readouterr().out
+
+
+def test_the_parser_and_the_table_have_the_same_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(['--help'])
+    shown = capsys.readouterr().out
+    assert all(f'\n    {command} ' in shown for command in commands.COMMANDS)
+    assert cli.EXITS in shown
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(['--version'])
+    assert left.value.code == Exit.OK
+    assert capsys.readouterr().out.startswith('mikkood 4.')
+
+
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
+    def status(given: object) -> int:
+        raise error
+
+    monkeypatch.setitem(commands.COMMANDS, 'status', status)
+    return cli.main(['status'])
+
+
+def test_a_refusal_is_its_reason_and_its_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fail_with(Refusal('not today', Exit.NOPERM), monkeypatch) == Exit.NOPERM
+    assert capsys.readouterr().err == 'mikkood: not today\n'
+
+
+def test_a_bug_is_named_and_leads_to_debug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv('MIKKOO_DEBUG', raising=False)
+    assert fail_with(KeyError('x'), monkeypatch) == Exit.SOFTWARE
+    shown = capsys.readouterr().err
+    assert "KeyError: 'x'" in shown and '--debug' in shown and 'Traceback' not in shown
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('MIKKOO_DEBUG', '1')
+    with pytest.raises(KeyError):
+        fail_with(KeyError('x'), monkeypatch)
+
+
+def test_an_interruption_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fail_with(KeyboardInterrupt(), monkeypatch) == 130
+    assert capsys.readouterr().err == ''
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    """`mikkood schema | head -0`: the reader is gone before we write."""
+    code = 'import sys; from mikkoo.supervisor.cli import main; sys.exit(main(["schema"]))'
+    reader, writer = os.pipe()
+    os.close(reader)
+    shown = subprocess.run([sys.executable, '-c', code], stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert (shown.returncode, shown.stderr) == (141, b'')
+
+
+def test_the_console_script_loads_nothing_heavy() -> None:
+    """What a child loads where it imports the console script again."""
+    code = (
+        'import sys; import mikkoo.supervisor.cli\n'
+        'heavy = {"rich", "pydantic", "ruamel", "watchdog", "daemon", "psycopg2", "sentry_sdk", "rabbitpy"}\n'
+        'print(sorted(heavy & set(sys.modules)))'
+    )
+    shown = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+    assert shown.stdout == '[]\n'
+
+
+def test_no_configuration_says_where_it_looked(tmp_path: Path) -> None:
+    code = 'import sys; from mikkoo.supervisor.cli import main; sys.exit(main(["check"]))'
+    environment = {name: value for name, value in os.environ.items() if name != 'MIKKOO_CONFIG'}
+    shown = subprocess.run(
+        [sys.executable, '-c', code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+        env=environment,
+    )
+    assert shown.returncode == Exit.CONFIG
+    assert 'MIKKOO_CONFIG' in shown.stderr and './etc/mikkoo.yml' in shown.stderr
