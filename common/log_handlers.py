@@ -28,6 +28,7 @@ class _Applied:
     def __init__(self) -> None:
         self.handlers: list[logging.Handler] = []
         self.loggers: set[str] = set()
+        self.config: dict[str, Any] | None = None
 
 
 _applied = _Applied()
@@ -40,6 +41,8 @@ def configure(settings: Mapping[str, Any], *, foreground: bool, source: str = 't
     logging left as it was: it cannot be applied (a file cannot be opened), or there is no syslog either.
     """
     config = prepared(settings, foreground)
+    if config == _applied.config:
+        return  # above all after a daemon's change of user, who might not be able to open the files again
     old = _applied.handlers
     with _all_or_nothing(source):
         _forget(_applied.loggers)
@@ -50,7 +53,7 @@ def configure(settings: Mapping[str, Any], *, foreground: bool, source: str = 't
         handlers = _attached(names)
         for handler in handlers:
             _furnish(handler)
-    _applied.loggers, _applied.handlers = names, handlers
+    _applied.loggers, _applied.handlers, _applied.config = names, handlers, prepared(settings, foreground)
     for handler in old:
         _close(handler)
 

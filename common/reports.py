@@ -80,7 +80,7 @@ def configure(dsn: str | None) -> None:
         return
     if _state.sdk is not None:
         _state.sdk.get_client().close(timeout=0)
-        _state.sdk.get_global_scope().set_client(None)
+        _state.sdk.Scope.get_global_scope().set_client(None)
     _state.dsn, _state.sdk = dsn, None
     if dsn is not None:
         _start(dsn)
@@ -145,7 +145,8 @@ def _send(key: Hashable, context: dict[str, Any], level: str, capture: Callable[
 
 def _capture(key: Hashable, context: dict[str, Any], level: str, capture: Callable[[], object]) -> None:
     with _state.sdk.new_scope() as scope:
-        scope.set_tags(_state.tags)
+        for name, value in _state.tags.items():
+            scope.set_tag(name, value)
         scope.set_level(level)
         scope.fingerprint = [str(part) for part in (key if isinstance(key, tuple) else (key,))]
         if context:

@@ -22,7 +22,7 @@ def restored() -> Iterator[None]:
         log_handlers._forget(names - {'concurrent.futures'})
         for handler in log_handlers._applied.handlers:
             log_handlers._close(handler)
-        log_handlers._applied.handlers, log_handlers._applied.loggers = [], set()
+        log_handlers._applied.__init__()  # type: ignore[misc]
         root.handlers[:] = handlers
         root.setLevel(level)
         logging.raiseExceptions = raising

@@ -169,6 +169,21 @@ def test_a_refused_configuration_leaves_the_old_one_working(tmp_path: Path, old_
     assert 'three' in (tmp_path / 'third').read_text()
 
 
+def test_the_same_configuration_again_opens_nothing(tmp_path: Path) -> None:
+    # A daemon configures as root, before it detaches, and again as its user, who may not open the file.
+    configure(to_file(tmp_path / 'log'))
+    descriptors = logs.kept_files()
+    (tmp_path / 'log').rename(tmp_path / 'moved')
+    configure(to_file(tmp_path / 'log'))
+    LOG.info('into the old file')
+    assert logs.kept_files() == descriptors
+    assert not (tmp_path / 'log').exists()
+    configure(to_file(tmp_path / 'other'))
+    configure(to_file(tmp_path / 'log'))
+    LOG.info('into the new file')
+    assert (tmp_path / 'log').exists()
+
+
 @pytest.mark.parametrize(
     'wrong',
     [
