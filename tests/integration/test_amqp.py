@@ -58,7 +58,7 @@ def proxy(rabbitmq: RabbitServer, proxy_factory: Callable[[str, int], Proxy]) ->
 def message(channel: PublisherChannel, key: str, data: bytes, exchange: str = '', **properties: Any) -> bytes:
     """One mandatory message as frames, cut to the frame size."""
     parts = [data[at : at + 131_064] for at in range(0, len(data), 131_064)]
-    made = (
+    made: tuple[Any, ...] = (
         commands.Basic.Publish(exchange=exchange, routing_key=key, mandatory=True),
         header.ContentHeader(0, len(data), commands.Basic.Properties(**properties)),
         *(body.ContentBody(part) for part in parts),
@@ -136,7 +136,7 @@ def test_returned_message_comes_back_whole_before_its_ack(opened: Opener, pulse:
     link = opened()
     channel = link.publisher_channel(confirm=True)
     data = bytes(range(256)) * 2000
-    properties = {
+    properties: dict[str, Any] = {
         'content_type': 'application/json', 'message_id': 'm', 'delivery_mode': 2, 'app_id': 'mikkoo',
         'headers': {'n': 1, 'deep': {'list': [1.5, None, True, 'é', -(2**40)]}},
     }  # fmt: skip

@@ -254,7 +254,7 @@ def test_what_the_broker_is_told(pulse: Pulse, caplog: pytest.LogCaptureFixture)
         Link.open(chosen, pulse, properties={'worker': 'w', 'connection_name': 'c'}).dispose()
     (told,) = answers
     assert told.response == f'\0üser\0{password}'
-    properties = told.client_properties
+    properties: Any = told.client_properties
     assert properties['product'] == 'mikkoo'
     assert (properties['worker'], properties['connection_name']) == ('w', 'c')
     assert properties['capabilities']['connection.blocked'] is True

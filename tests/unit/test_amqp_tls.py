@@ -188,8 +188,9 @@ def test_old_protocols_are_set_as_asked_for() -> None:
 @pytest.mark.parametrize('option', ['ca_certs', 'ca_path', 'certfile', 'keyfile'])
 def test_missing_file_is_named(authority: Authority, option: str) -> None:
     options = SslOptions(certfile=str(authority.client_cert)) if option == 'keyfile' else SslOptions()
+    missing: dict[str, Any] = {option: '/nowhere/x.pem'}
     with pytest.raises(BrokerRefused, match=f'ssl_options.{option}: /nowhere/x.pem: No such file'):
-        make_context(dataclasses.replace(options, **{option: '/nowhere/x.pem'}))
+        make_context(dataclasses.replace(options, **missing))
 
 
 @pytest.mark.parametrize(
