@@ -16,7 +16,7 @@ class Bell:
         self._closed = False
 
     def fileno(self) -> int:
-        """The descriptor: readable while the bell is rung."""
+        """The descriptor: readable while the bell is rung; -1 once closed."""
         return self._number
 
     def ring(self) -> None:
@@ -37,3 +37,4 @@ class Bell:
             if not self._closed:
                 self._closed = True
                 os.close(self._number)
+                self._number = -1  # the kernel gives the number to the next that opens something
