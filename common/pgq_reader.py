@@ -83,10 +83,8 @@ class Reader:
         self._opened = 0
         self._reading = False
         self._cursor = ''
-        self._weights: tuple[int | None, int | None] = (
-            None,
-            None,
-        )  # of the next NEAR rows, and FAR; None: no row
+        # Of the next NEAR rows, and of the next FAR; None: no row follows.
+        self._weights: tuple[int | None, int | None] = (None, None)
 
     @property
     def reading(self) -> bool:
