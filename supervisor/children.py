@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from mikkoo.common import logs, reports
+from mikkoo.common import logs
 from mikkoo.common.errors import Exit
 from mikkoo.common.metrics import CHILDREN_RESTARTS, CHILDREN_RUNNING, Metrics
 from mikkoo.common.pipe import Message, Pipe
 from mikkoo.common.settings import Telemetry, WorkerSettings, telemetry_to_dict
+from mikkoo.supervisor.child import Child, Key
 from mikkoo.supervisor.plan import Plan, without_password
 from mikkoo.supervisor.spawn import ENTRIES, SpawnProcess, spawn
 from mikkoo.supervisor.states import (
@@ -32,52 +33,7 @@ from mikkoo.supervisor.states import (
     describe,
 )
 
-Key = tuple[str, str, int]  # kind, name, instance
-
 logger = logging.getLogger('mikkoo.supervisor')
-
-
-class Child:
-    """One key's settings and life; while it lives, its process and pipe as well."""
-
-    def __init__(self, key: Key, settings: WorkerSettings, life: Life) -> None:
-        self.key = key
-        self.settings = settings
-        self.life = life
-        self.process: SpawnProcess | None = None
-        self.pipe: Pipe | None = None
-        self.told: Telemetry | None = None  # the settings that it has
-        self.waits = ''
-        self.why = ''  # it gave as the cause of its death
-        self.numbers: Message = {}
-
-    @property
-    def name(self) -> str:
-        return self.key[1]
-
-    @property
-    def pid(self) -> int | None:
-        return self.process.pid if self.process is not None else None
-
-    def status(self, now: float) -> dict[str, Any]:
-        """What `mikkood status` shows. `since` and `beat_age`: seconds in this state, and without a beat."""
-        life = self.life
-        return {
-            'name': self.name,
-            'kind': self.key[0],
-            'queue': self.settings.queue,
-            'consumer': self.settings.consumer_name,
-            'pid': self.pid,
-            'state': life.state.value,
-            'reason': life.reason,
-            'since': round(now - life.since, 3),
-            'restarts': life.restarts,
-            'failures': life.failures,
-            'last_exit': None if life.last_exit is None else describe(life.last_exit),
-            'waits': self.waits if life.live else '',
-            'beat_age': round(now - life.beaten, 3) if life.live else None,
-            'numbers': self.numbers,
-        }
 
 
 class Children:
@@ -209,7 +165,7 @@ class Children:
         """Carry out what was decided about a child."""
         before, (child.life, action) = child.life, step
         if child.life.state is not before.state or action is Action.KILL:
-            _log(child)
+            child.log()
         if action is Action.START:
             self._start(child, restarted=child.life.restarts > before.restarts)
         elif action is Action.TERM and child.process is not None:
@@ -287,20 +243,3 @@ class Children:
         expected = child.life.state is State.STOPPING
         logger.log(logging.INFO if expected else logging.WARNING, '%s ended: %s', child.name, describe(code))
         self._take(child, child.life.exited(code, self._clock(), child.why))
-
-
-def _log(child: Child) -> None:
-    """One line for each change of a state; FATAL is reported as well."""
-    life = child.life
-    reason = f': {life.reason}' if life.reason else ''
-    if life.state is State.FATAL:
-        logger.error('%s is FATAL%s', child.name, reason)
-        reports.message(f'{child.name} is FATAL', reason=life.reason, queue=child.settings.queue)
-    elif life.killed:
-        logger.error('%s is killed%s', child.name, reason)
-    elif life.state is State.BACKOFF:
-        logger.warning('%s backs off%s; failure %d running', child.name, reason, life.failures)
-    elif life.state is State.STARTING:
-        logger.debug('%s is being started%s', child.name, reason)
-    else:
-        logger.info('%s is %s%s', child.name, life.state.value, reason)

@@ -44,7 +44,7 @@ EVENTS: list[type[FileSystemEvent]] = [
     FileCreatedEvent, FileModifiedEvent, FileMovedEvent, FileDeletedEvent, FileClosedEvent, FileAttribEvent,
     DirCreatedEvent, DirMovedEvent, DirDeletedEvent,
 ]  # fmt: skip
-NO_INOTIFY = {errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOSYS, errno.EPERM}
+NO_INOTIFY = {errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOSYS}
 WRITES, CLOSES, CHANGES = b'w', b'c', b'.'
 
 logger = logging.getLogger('mikkoo.supervisor')
@@ -86,6 +86,7 @@ class Watcher:
         self._read, self._write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._settling = Settling()
         self._entries: set[str] = set()
+        self._unreadable: set[str] = set()  # said already
         self._observer = self._started(observer)
 
     def fileno(self) -> int:
@@ -132,18 +133,24 @@ class Watcher:
         handler = _Handler(self._heard)
         watched: set[str] = set()
         for path in paths:
+            folder = '/'
             for entry in entries(path):
                 self._entries.add(entry)
                 folder = os.path.dirname(entry)
                 if folder not in watched:
                     watched.add(folder)
                     self._schedule(handler, folder)
+            if os.path.isdir(folder) and not os.access(folder, os.R_OK) and folder not in self._unreadable:
+                self._unreadable.add(folder)
+                logger.warning('%s may not be read: changes of %s are seen on a reload only', folder, path)
 
     def _schedule(self, handler: FileSystemEventHandler, folder: str) -> None:
         try:
             self._observer.schedule(handler, folder, event_filter=EVENTS)
         except (FileNotFoundError, NotADirectoryError):
             pass  # the watch on the folder above it sees it come
+        except PermissionError:
+            pass  # whoever may not read a folder may not watch it; said where it is a file's own
 
     def _started(self, make: Callable[[], BaseObserver]) -> BaseObserver:
         try:

@@ -20,6 +20,8 @@ from mikkoo.supervisor.states import Policy
 from tests.servers.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
+SAVE = 3 * 1.0  # seconds from a save to its effect: three times what is promised
+STOP = 3 * 5.0  # seconds for a graceful stop: three times
 PATIENCE = 20.0  # seconds for what has no deadline of its own
 
 # As the console script that pip makes, but without its guard: a child must not run it again.
@@ -182,3 +184,11 @@ class Supervised:
             except ProcessLookupError:
                 pass
         self.process.wait()
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, its parent informed or not."""
+    try:
+        return 'State:\tZ' in Path(f'/proc/{pid}/status').read_text()
+    except OSError:
+        return True

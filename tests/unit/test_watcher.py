@@ -213,6 +213,17 @@ def test_without_inotify_it_polls_and_says_so_once(
     assert 'no inotify' in caplog.text
 
 
+def test_a_folder_that_may_not_be_read_is_said_once(
+    watcher: Watcher, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, 'access', lambda path, mode: path != str(tmp_path))  # root may read everything
+    for _ in range(2):
+        watcher.watch([str(tmp_path / 'mikkoo.yml')])
+    assert [record.getMessage() for record in caplog.records] == [
+        f'{tmp_path} may not be read: changes of {tmp_path}/mikkoo.yml are seen on a reload only'
+    ]
+
+
 def test_it_leaves_neither_threads_nor_descriptors(tmp_path: Path) -> None:
     def descriptors() -> int:
         return len(os.listdir('/proc/self/fd'))
