@@ -12,17 +12,18 @@ from mikkoo.worker.event import Event, Message
 class Flight:
     """A message in flight. `returned`: the broker's (code, text) once it came back as unroutable.
 
-    `nack_mark`: how many messages to its exchange had been confirmed when it was first nacked, else None.
+    `tag`: its delivery tag when it was last sent; `nacks`: how many times the broker has rejected it.
     """
 
-    __slots__ = ('event', 'message', 'nack_mark', 'returned', 'size')
+    __slots__ = ('event', 'message', 'nacks', 'returned', 'size', 'tag')
 
     def __init__(self, event: Event, message: Message, size: int) -> None:
         self.event = event
         self.message = message
         self.size = size
         self.returned: tuple[int, str] | None = None
-        self.nack_mark: int | None = None
+        self.tag = 0
+        self.nacks = 0
 
 
 class Flights:
@@ -43,6 +44,7 @@ class Flights:
     def add(self, flight: Flight) -> int:
         """Register a flight that is sent next; its tag."""
         self.last_tag += 1
+        flight.tag = self.last_tag
         self._by_tag[self.last_tag] = flight
         self._order.append(self.last_tag)
         self.bytes += flight.size

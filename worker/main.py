@@ -7,7 +7,8 @@ import socket
 from collections.abc import Mapping
 from typing import Any
 
-from mikkoo.common import logs, postgres, reports
+from mikkoo.common import logs, reports
+from mikkoo.common import metrics as names
 from mikkoo.common.errors import Exit
 from mikkoo.common.metrics import Metrics
 from mikkoo.common.pipe import Pipe
@@ -27,12 +28,11 @@ def run(settings: WorkerSettings, telemetry: Telemetry, end: socket.socket) -> i
     logs.child(pipe, telemetry.levels, name=f'worker {settings.name}')
     pulse = Pulse(pipe, telemetry.poll_interval)
     pulse.install()
-    postgres.install(pulse)
     metrics = Metrics(telemetry.statsd, f'worker.{settings.name}')
     reports.init(telemetry.sentry_dsn, process='worker', worker=settings.name, queue=settings.queue)
     relay = Relay(settings, pulse, metrics)
     pulse.numbers = relay.numbers
-    pulse.chores.append(metrics.flush_due)
+    pulse.chores += [relay.measure, lambda now: _count_lost_records(metrics), metrics.flush_due]
     _listen(pulse, relay, metrics)
     try:
         relay.run()
@@ -44,6 +44,11 @@ def run(settings: WorkerSettings, telemetry: Telemetry, end: socket.socket) -> i
     finally:
         metrics.close()
         reports.flush()
+
+
+def _count_lost_records(metrics: Metrics) -> None:
+    count, _ = logs.take_lost()
+    metrics.count(names.LOG_DROPPED, count)
 
 
 def _listen(pulse: Pulse, relay: Relay, metrics: Metrics) -> None:

@@ -24,8 +24,8 @@ from mikkoo.worker.verdict import Failure
 
 LOGGER = logging.getLogger('mikkoo.worker')
 
-COUNTED = (names.PROCESSED, names.RETURNED, names.NACKED, names.REPEATS)
-NOTHING = (0, 0, 0, 0)
+COUNTED = (names.PROCESSED, names.RETURNED, names.NACKED, names.REPEATS, names.AMQP_BLOCKED)
+NOTHING = (0, 0, 0, 0, 0)
 
 
 class Outlet:
@@ -102,7 +102,13 @@ class Outlet:
         publisher = self._publisher
         if publisher is None:
             return
-        now = (publisher.delivered, publisher.returned, publisher.nacked, publisher.repeated)
+        now = (
+            publisher.delivered,
+            publisher.returned,
+            publisher.nacked,
+            publisher.repeated,
+            publisher.alarms,
+        )
         for metric, new, old in zip(COUNTED, now, self._counted, strict=True):
             if new > old:
                 self._metrics.count(metric, new - old)

@@ -8,7 +8,7 @@ sent again.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from mikkoo.common.amqp import Ack, ChannelClosed, Link, Nack, PublisherChannel, Returned, Signal, Synced
@@ -24,6 +24,7 @@ from mikkoo.worker.verdict import Failure, Kind
 
 CHUNK_MESSAGES = 64  # messages in one write: fewer system calls, and acks that come in bulk
 CHUNK_BYTES = 64 * 1024
+MOST_NACKS = 10  # rejections of one message, while others pass, that count as its failure
 WAIT_SLICE = 1.0  # seconds between two looks at the clock while nothing happens
 
 
@@ -50,9 +51,10 @@ class Publisher:
         self._nacked: deque[Flight] = deque()  # rejected, to be sent again at _resend_at
         self._nack_backoff = Backoff(first=0.1, most=5.0)
         self._resend_at = 0.0
-        self._confirmed: Counter[str] = Counter()  # by exchange, counted only once something was nacked
+        self._confirmed: dict[str, int] = {}  # exchange to last tag, kept once something was nacked
         self._progress_at = self._answer_due_from = time.monotonic()
-        self.delivered = self.returned = self.nacked = self.repeated = 0
+        self.delivered = self.returned = self.nacked = self.repeated = self.alarms = 0
+        self._was_blocked = False
         self.last_delivered: Event | None = None
         self._open_channel()
 
@@ -107,6 +109,7 @@ class Publisher:
 
     def _open_channel(self) -> None:
         self._flights = Flights()
+        self._confirmed.clear()  # tags begin anew
         self._chunk: list[bytes] = []
         self._chunk_bytes = 0
         self._sync_marks: deque[int] = deque()  # the last tag before each round trip that was asked for
@@ -194,9 +197,12 @@ class Publisher:
 
     def _check_progress(self) -> None:
         now = time.monotonic()
+        blocked = self._link.blocked is not None
+        self.alarms += blocked and not self._was_blocked
+        self._was_blocked = blocked
         if now - self._progress_at >= WAIT_SLICE:
             self._idle(now - self._progress_at)
-        if self._link.blocked is not None or not len(self._flights):
+        if blocked or not len(self._flights):
             self._answer_due_from = now
         elif now - self._answer_due_from > self._confirm_timeout:
             raise BrokerLost(
@@ -231,7 +237,8 @@ class Publisher:
 
     def _judged(self, flights: list[Flight]) -> None:
         if self.nacked:
-            self._confirmed.update(flight.message.exchange for flight in flights)
+            for flight in flights:
+                self._confirmed[flight.message.exchange] = flight.tag
             self._nack_backoff.reset()
         for flight in flights:
             if flight.returned is None:
@@ -242,16 +249,10 @@ class Publisher:
                 self._failures.append(Failure(flight.event, Kind.RETURNED, *flight.returned))
 
     def _rejected(self, flights: list[Flight]) -> None:
-        """A Nack is back-pressure: sent again; a failure only if others to its exchange went through."""
+        """A Nack is back-pressure, such as a full queue's: the message is sent again later."""
         for flight in flights:
-            confirmed = self._confirmed[flight.message.exchange]
             self.nacked += 1
-            if flight.nack_mark is None:
-                flight.nack_mark = confirmed
-            elif confirmed > flight.nack_mark:
-                text = f'again, while {confirmed - flight.nack_mark} others to its exchange were confirmed'
-                self._failures.append(Failure(flight.event, Kind.NACKED, 0, text))
-                continue
+            flight.nacks += 1
             flight.returned = None
             if not self._nacked:
                 self._resend_at = time.monotonic() + self._nack_backoff.next()
@@ -261,9 +262,17 @@ class Publisher:
         for _ in range(len(self._nacked)):
             if self._nacked:  # a closed channel may have taken them over meanwhile
                 flight = self._nacked.popleft()
-                self._send(flight, self._encode(flight.message))
+                if self._is_singled_out(flight):
+                    text = f'{flight.nacks} times, while later messages to its exchange were confirmed'
+                    self._failures.append(Failure(flight.event, Kind.NACKED, 0, text))
+                else:
+                    self._send(flight, self._encode(flight.message))
         self._flush()
         self._ask_for_sync()
+
+    def _is_singled_out(self, flight: Flight) -> bool:
+        """Whether the broker keeps rejecting it, and takes others that were sent after it."""
+        return flight.nacks >= MOST_NACKS and self._confirmed.get(flight.message.exchange, 0) > flight.tag
 
     def _isolate(self) -> None:
         """The broker closed the channel over one message and tells not which: send the unjudged one by one.

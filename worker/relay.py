@@ -23,7 +23,7 @@ from mikkoo.worker.event import Event
 from mikkoo.worker.identity import origin
 from mikkoo.worker.outlet import Outlet
 from mikkoo.worker.settling import settle
-from mikkoo.worker.translate import HEADERS_NOT_OBJECT, UNKNOWN_PROPERTY, Translator
+from mikkoo.worker.translate import Translator
 from mikkoo.worker.verdict import Failure, Kind
 
 LOGGER = logging.getLogger('mikkoo.worker')
@@ -34,8 +34,6 @@ READER_PATIENCE = 5.0  # seconds without a confirm after which the reading trans
 OWNER_CHECK = 5.0  # seconds between looks at whether the lock is still ours, in the middle of a batch
 WARNING_INTERVAL = 60.0  # seconds between two log lines of one kind about what was ignored in events
 PENDING_INTERVAL = 5.0  # seconds between looks at how far behind the consumer is
-
-WARNINGS = {UNKNOWN_PROPERTY: names.IGNORED_PROPERTY, HEADERS_NOT_OBJECT: names.IGNORED_HEADERS}
 
 
 class Relay:
@@ -75,7 +73,11 @@ class Relay:
 
     def numbers(self) -> dict[str, float]:
         """The counters of `mikkood status`."""
-        return {**self._metrics.totals(), 'in_flight': self._outlet.in_flight}
+        return {**self._metrics.totals(), names.IN_FLIGHT.name: self._outlet.in_flight}
+
+    def measure(self, now: float) -> None:
+        """A chore of the pulse: the gauge that nobody else sets."""
+        self._metrics.gauge(names.IN_FLIGHT, self._outlet.in_flight)
 
     def _own(self) -> None:
         """Connect, and return as the queue's owner, registered, with a link to RabbitMQ."""
@@ -168,7 +170,7 @@ class Relay:
 
     def _settle(self, batch: Batch, failures: list[Failure]) -> None:
         assert self._consumer is not None
-        if settle(self._consumer, batch, failures, self._settings, self._metrics):
+        if settle(self._consumer, batch, failures, self._settings, self._metrics, self._pulse):
             self._due.append(time.monotonic() + self._settings.retry_delay)
 
     def _await_tick(self) -> None:
@@ -226,7 +228,8 @@ class Relay:
 
     def _on_warning(self, kind: str, text: str) -> None:
         """Counted each time; logged once a minute for each kind, as a million events may bear the same."""
-        self._metrics.count(WARNINGS[kind])
+        self._metrics.count(names.WARNINGS)
+        self._metrics.count(names.named(f'{names.WARNINGS.name}.{kind}'))
         now = time.monotonic()
         if now >= self._warned_at.get(kind, float('-inf')) + WARNING_INTERVAL:
             self._warned_at[kind] = now

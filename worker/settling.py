@@ -6,18 +6,26 @@ import logging
 
 from mikkoo.common import metrics as names
 from mikkoo.common import reports
+from mikkoo.common.log_pipe import LOST
 from mikkoo.common.metrics import Metrics
 from mikkoo.common.pgq import Batch, Consumer, Retry
+from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
 from mikkoo.worker.verdict import Failure, Verdict, attempts, describe, judge
 
 LOGGER = logging.getLogger('mikkoo.worker')
 PGQ_COLUMNS = 10  # of an Event, those that are PgQ's
-PIECE = 20_000  # characters of an event in one log record: one message of the pipe, whatever the script
+LOG_INTERVAL = 0.05  # seconds between attempts to log a given-up event while the pipe is full
+PIECE = 15_000  # characters of an event in one log record: one message of the pipe, whatever the script
 
 
 def settle(
-    consumer: Consumer, batch: Batch, failures: list[Failure], settings: WorkerSettings, metrics: Metrics
+    consumer: Consumer,
+    batch: Batch,
+    failures: list[Failure],
+    settings: WorkerSettings,
+    metrics: Metrics,
+    pulse: Pulse,
 ) -> int:
     """Retry what may be retried and finish the batch, in one commit; how many are retried.
 
@@ -27,7 +35,7 @@ def settle(
     retries = []
     for failure in failures:
         if judge(failure, settings.max_failures) is Verdict.DEAD:
-            _give_up(failure, settings)
+            _give_up(failure, settings, pulse)
             metrics.count(names.DEAD)
         else:
             _tell_of_retry(failure, settings)
@@ -51,21 +59,16 @@ def _tell_of_retry(failure: Failure, settings: WorkerSettings) -> None:
     )
 
 
-def _give_up(failure: Failure, settings: WorkerSettings) -> None:
+def _give_up(failure: Failure, settings: WorkerSettings, pulse: Pulse) -> None:
     """The event whole at ERROR, in pieces where it is large, and reported: nothing else keeps it."""
     event = failure.event
-    LOGGER.error(
-        'event %d of %s is given up after attempt %d: %s',
-        event.id,
-        settings.queue,
-        attempts(event),
-        describe(failure),
-    )
+    say = 'event %d of %s is given up after attempt %d: %s'
+    _log_surely(pulse, say, event.id, settings.queue, attempts(event), describe(failure))
     whole = str(event._asdict())
     pieces = range(0, len(whole), PIECE)
     for number, start in enumerate(pieces, 1):
-        place = (event.id, number, len(pieces), whole[start : start + PIECE])
-        LOGGER.error('given up event %d, part %d of %d: %s', *place)
+        piece = whole[start : start + PIECE]
+        _log_surely(pulse, 'given up event %d, part %d of %d: %s', event.id, number, len(pieces), piece)
     reports.message(
         f'queue {settings.queue}: events are given up: {failure.kind.value}',
         'error',
@@ -73,3 +76,16 @@ def _give_up(failure: Failure, settings: WorkerSettings) -> None:
         attempts=attempts(event),
         reason=describe(failure),
     )
+
+
+def _log_surely(pulse: Pulse, text: str, *values: object) -> None:
+    """Log at ERROR, again and again while there is no room for the record: here a record is all that is left.
+
+    A stop meanwhile leaves the batch unsettled, and the event comes again.
+    """
+    while True:
+        before = LOST.count
+        LOGGER.error(text, *values)
+        if LOST.count == before:
+            return
+        pulse.sleep('room for a log record', LOG_INTERVAL)

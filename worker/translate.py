@@ -105,7 +105,8 @@ class Translator:
             properties, headers = read_properties(event.extra3, lambda name: self._warn_unknown(event, name))
             user_id = properties.get('user_id', self._username)
             if user_id != self._username and self._username is not None:
-                raise EventError('ev_extra3.user_id', f'is {user_id!r}, and the login is {self._username!r}')
+                text = f'is {user_id!r}, and the login is {self._username!r}'
+                raise EventError('ev_extra3.user_id', text, permanent=False)  # the login may change
         if event.extra2 and 'content_type' not in properties:
             properties['content_type'] = _name('ev_extra2', event.extra2)
         if headers is not None:

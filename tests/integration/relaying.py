@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import socket
 import time
@@ -10,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
-
-import pika
 
 from mikkoo.common.pipe import Pipe
 from mikkoo.common.settings import BrokerSettings, Telemetry, WorkerSettings
@@ -96,8 +95,6 @@ class Worker:
         """Send a signal and wait for the end; the seconds it took."""
         started = time.monotonic()
         assert self.process.pid is not None
-        import os
-
         os.kill(self.process.pid, number)
         self.process.join(60)
         assert self.process.exitcode is not None, 'it does not end'
@@ -181,13 +178,23 @@ class Scene:
 
         until(done, timeout, 'every event is settled', interval=0.1)
 
-    def take(
-        self, queue: str = 'arrivals'
-    ) -> list[tuple[pika.spec.Basic.GetOk, pika.BasicProperties, bytes]]:
-        """All messages of a queue, acknowledged."""
-        taken = []
-        while True:
-            method, properties, body = self.channel.basic_get(queue, auto_ack=True)
-            if method is None:
-                return taken
+    def await_queued(self, count: int, timeout: float = 60.0) -> None:
+        """Tick until the queue `arrivals` holds that many messages. One tick may be too early for PgQ."""
+
+        def reached() -> bool:
+            self.tick()
+            return self.queued() >= count
+
+        until(reached, timeout, lambda: f'{count} messages arrive, not {self.queued()}')
+
+    def take(self, queue: str = 'arrivals') -> list[tuple[Any, Any, bytes]]:
+        """All messages of a queue, acknowledged: (method, properties, body)."""
+        taken: list[tuple[Any, Any, bytes]] = []
+        count = self.queued(queue)
+        messages = self.channel.consume(queue, auto_ack=True, inactivity_timeout=10)
+        while len(taken) < count:
+            method, properties, body = next(messages)
+            assert method is not None, f'{count - len(taken)} of {count} messages do not come'
             taken.append((method, properties, body))
+        self.channel.cancel()
+        return taken

@@ -57,8 +57,7 @@ def test_one_bad_event_among_many_good_ones(scene: Scene, bad: str, confirm: boo
         (bad_id,) = scene.insert(**BAD[bad])  # type: ignore[arg-type]
         scene.insert(['good.key'] * (MANY // 2))
         scene.sql('commit')
-        scene.tick()
-        until(lambda: scene.queued() == MANY, 60, lambda: f'{MANY} arrive, not {scene.queued()}')
+        scene.await_queued(MANY)
         scene.await_settled()
         lines = worker.await_log(f'event {bad_id} of {QUEUE}', count=3)
         assert ['attempt 1 of 3' in lines[0], 'attempt 2 of 3' in lines[1]] == [True, True]
@@ -202,6 +201,9 @@ def test_a_stalled_broker_is_given_up_after_confirm_timeout(scene: Scene, to_bro
     settings = scene.settings(rabbitmq=through(to_broker, scene.vhost), confirm_timeout=2.0, max_failures=1)
     with Worker(settings) as worker:
         worker.await_state('running')
+        scene.insert(['good.key'])
+        scene.await_settled()
+        assert bodies(scene) == [1]
         to_broker.stall()
         scene.insert(['good.key'] * 100)
         scene.tick()
@@ -267,8 +269,7 @@ def test_a_stop_in_the_middle_of_a_large_batch_is_quick_and_the_rest_comes_later
     with Worker(scene.settings()) as worker:
         worker.await_state('running')
         scene.insert(['good.key'] * large)
-        scene.tick()
-        until(lambda: scene.queued() > 500, 30, 'the first arrive', interval=0.01)
+        scene.await_queued(500)
         assert worker.stop() < 3 * 5
         assert worker.process.exitcode == 0
     with Worker(scene.settings()):
