@@ -30,12 +30,6 @@ class Plan:
     log: bool = False  # the Logging section changed: the supervisor alone has handlers
     needs_restart: bool = False  # the Daemon section changed, which only a new start can follow
 
-    @property
-    def changes(self) -> bool:
-        """Whether there is anything to do, or to say."""
-        moved = self.start or self.restart or self.retire
-        return bool(moved) or self.tell or self.log or self.needs_restart
-
 
 def diff(old: Settings, new: Settings) -> Plan:
     """What leads from `old` to `new`. Only a worker whose own settings changed is touched."""

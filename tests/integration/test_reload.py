@@ -1,4 +1,4 @@
-"""Edits of the configuration while the supervisor runs: each kind is followed and touches only what changed."""
+"""Edits of the configuration while the supervisor runs: each kind is seen, only what changed is touched."""
 
 from __future__ import annotations
 
