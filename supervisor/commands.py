@@ -16,6 +16,7 @@ from mikkoo.supervisor.pidfile import Mark
 from mikkoo.supervisor.places import Running, configuration_path
 from mikkoo.supervisor.refusal import Refusal
 
+STATUS_TIMEOUT = 5.0  # seconds; a supervisor that answers does so in milliseconds
 RELOAD_TIMEOUT = 30.0  # seconds; a ${file:} on a slow disk is read anew
 
 
@@ -89,9 +90,10 @@ def sql(arguments: Namespace) -> int:
 
 
 def unregister(arguments: Namespace) -> int:
-    from mikkoo.supervisor.unregister import unregister
+    from mikkoo.supervisor.unregister import choose, unregister
 
-    return unregister(arguments)
+    given = (arguments.name, arguments.queue, arguments.consumer, arguments.postgres_url)
+    return unregister(choose(arguments.config, *given), ask=not arguments.yes)
 
 
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
@@ -128,7 +130,7 @@ def _status(found: Running | Mark | None) -> dict[str, Any]:
         return {'exit': Exit.DEAD, 'state': 'dead', 'pid': found.pid, 'pidfile': str(found.path)}
     known = {'state': 'running', 'pid': found.pid, 'foreground': found.mark.foreground}
     try:
-        answer = ask(found.places.control, {'command': 'status'})
+        answer = ask(found.places.control, {'command': 'status'}, STATUS_TIMEOUT)
     except NotAllowed as error:
         return {**known, 'exit': Exit.OK, 'error': f'only its own user may ask it more ({error})'}
     except ControlError as error:

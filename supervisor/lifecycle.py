@@ -34,6 +34,9 @@ def load(path: Path) -> Settings:
 
 def find(path: Path) -> places.Running | Mark | None:
     """The mikkood of a configuration, or the mark of a dead one; also while the configuration is broken."""
+    found = places.find(path, None)
+    if isinstance(found, places.Running):
+        return found  # nearly always: and the file need not be read
     from mikkoo.common import config
 
     try:

@@ -105,10 +105,15 @@ def duration(seconds: float) -> str:
     return f'{whole} s'
 
 
+def moment(at: float) -> str:
+    """Unix seconds as local time with its offset."""
+    return datetime.fromtimestamp(at, UTC).astimezone().isoformat(' ', 'seconds')
+
+
 def _last_reload(reload: Mapping[str, Any]) -> list[Text]:
     if not reload or reload.get('ok', True):
         return []
-    when = f'the reload at {reload["time"]} failed, the old settings stay:'
+    when = f'the reload at {moment(reload["at"])} failed, the old settings stay:'
     return [Text(when, 'bold red'), *(Text(f'  {mistake}', 'red') for mistake in reload.get('mistakes', ()))]
 
 
@@ -121,7 +126,7 @@ def _row(child: Mapping[str, Any]) -> Sequence[Text]:
         Text(str(child.get('queue') or '')),
         Text(state, STATE_STYLES.get(state, '')),
         Text(str(child.get('pid') or '-')),
-        Text(duration((datetime.now(UTC) - datetime.fromisoformat(child['since'])).total_seconds())),
+        Text(duration(child['since'])),
         *(Text(_count(numbers.get(key))) for key in ('processed', 'failed', 'pending_events')),
         Text(str(waits).splitlines()[0] if waits else ''),
     ]

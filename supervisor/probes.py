@@ -21,6 +21,7 @@ from mikkoo.common.settings import BrokerSettings, Settings, WorkerSettings
 CONNECT_TIMEOUT = 10.0  # seconds for one server
 STATEMENT_TIMEOUT = 30.0  # seconds
 OLD_TICK = 120.0  # seconds; PgQ's default is a tick a minute even where nothing happens
+NO_PRIVILEGE = '42501'  # SQLSTATE insufficient_privilege
 NOT_ALLOWED = 530  # AMQP 0-9-1: connection.open, the virtual host
 
 T = TypeVar('T')
@@ -116,7 +117,12 @@ def _installed(subject: str, session: Session) -> Probe:
 
 
 def _schema(subject: str, session: Session) -> Probe:
-    version, ours = pgq.mikkoo_schema_version(session), pgq.SCHEMA_VERSION
+    try:
+        version, ours = pgq.mikkoo_schema_version(session), pgq.SCHEMA_VERSION
+    except DatabaseError as error:
+        if error.sqlstate != NO_PRIVILEGE:
+            raise
+        return Probe(subject, 'mikkoo.sql', 'failed', 'is installed, but not for this user', 'see privileges')
     install = 'mikkood sql | psql DATABASE'
     if version is None:
         text = 'is not installed, or is of Mikkoo 3 or older: ticks are polled for and retries wait for pgqd'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from argparse import Namespace
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -25,9 +24,28 @@ class Target:
     postgres_url: str
 
 
-def unregister(arguments: Namespace) -> int:
+def choose(
+    configuration: str | None, name: str | None, queue: str | None, consumer: str | None, url: str | None
+) -> Target:
+    """By the name of a worker in the configuration, or by all the rest. Raises Refusal for a mixture."""
+    if name is None and queue and consumer and url:
+        return Target(queue, consumer, url)
+    if name is None or queue or consumer or url:
+        raise Refusal('give either NAME or all of --queue, --consumer and --postgres-url', Exit.USAGE)
+    path = configuration_path(configuration)
+    workers = {worker.name: worker for worker in config.load(path).workers}
+    worker = workers.get(name)
+    if worker is None:
+        known = ', '.join(workers) or 'none'
+        raise Refusal(
+            f'{path} has no worker {name!r} (it has: {known}); '
+            'for one that was removed give --queue, --consumer and --postgres-url'
+        )
+    return Target(worker.queue, worker.consumer_name, worker.postgres_url)
+
+
+def unregister(target: Target, *, ask: bool) -> int:
     """Unregister a consumer: what it has not read is lost to it. Raises Refusal, DatabaseError."""
-    target = _target(arguments)
     with closing(Pulse()) as pulse:
         session = Session.connect(target.postgres_url, pulse, application_name='mikkood unregister')
         with closing(session):
@@ -37,30 +55,12 @@ def unregister(arguments: Namespace) -> int:
                     f'a relay is at work for {_phrase(target)} (server process {consumer.owner()}): '
                     'remove its worker from the configuration, or stop mikkood, first'
                 )
-            if not (arguments.yes or _agreed(target, consumer)):
+            if ask and not _agreed(target, consumer):
                 print('nothing was done')
                 return Exit.FAILURE
             found = consumer.unregister()
     print(f'{_phrase(target)} {"is unregistered" if found else "was not registered"}')
     return Exit.OK
-
-
-def _target(arguments: Namespace) -> Target:
-    given = (arguments.queue, arguments.consumer, arguments.postgres_url)
-    if arguments.name is None and all(given):
-        return Target(*given)
-    if arguments.name is None or any(given):
-        raise Refusal('give either NAME or all of --queue, --consumer and --postgres-url', Exit.USAGE)
-    path = configuration_path(arguments.config)
-    workers = {worker.name: worker for worker in config.load(path).workers}
-    worker = workers.get(arguments.name)
-    if worker is None:
-        known = ', '.join(workers) or 'none'
-        raise Refusal(
-            f'{path} has no worker {arguments.name!r} (it has: {known}); '
-            'for one that was removed give --queue, --consumer and --postgres-url'
-        )
-    return Target(worker.queue, worker.consumer_name, worker.postgres_url)
 
 
 def _agreed(target: Target, consumer: Consumer) -> bool:

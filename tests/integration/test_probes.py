@@ -118,7 +118,9 @@ def test_a_queue_that_the_worker_creates(worker: WorkerSettings) -> None:
 
 def test_privileges_that_are_missing_and_their_cure(worker: WorkerSettings, database: Database) -> None:
     database.execute(f'revoke mikkoo_relay from relay_{database.name}')
-    probe = only(probed(worker), 'privileges')
+    found = probed(worker)
+    assert only(found, 'mikkoo.sql').outcome == 'failed'
+    probe = only(found, 'privileges')
     assert probe.outcome == 'failed'
     for grant in probe.remedy.split(';'):
         if grant.strip():
