@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from mikkoo.common.errors import DatabaseError, Fenced
 from mikkoo.common.pgq_facts import (
+    PL_ONLY,
     RETRYING,
     SCHEMA_VERSION,
     lacking,
@@ -27,6 +28,7 @@ from mikkoo.common.pgq_reader import COLUMNS, Batch, Observe, Reader, Row, timed
 from mikkoo.common.postgres import Session
 
 __all__ = [
+    'PL_ONLY',
     'SCHEMA_VERSION',
     'Batch',
     'Consumer',

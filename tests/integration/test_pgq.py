@@ -17,6 +17,7 @@ import pytest
 from mikkoo.common import pgq
 from mikkoo.common.errors import DatabaseError, DatabaseLost, Fenced, Stopping
 from mikkoo.common.pgq import Batch, Consumer, Reader, Retry, Row
+from mikkoo.common.pgq_facts import RETRYING
 from mikkoo.common.pgq_reader import FAR, ROW_WEIGHT
 from mikkoo.common.postgres import Session
 from mikkoo.common.pulse import Pulse
@@ -302,7 +303,7 @@ def retry_queue(database: Database) -> list[tuple[object, ...]]:
 
 
 def revoke_raw(database: Database) -> None:
-    database.execute(f'revoke execute on function {pgq.RETRYING} from mikkoo_relay')
+    database.execute(f'revoke execute on function {RETRYING} from mikkoo_relay')
 
 
 @pytest.mark.parametrize('granted', [True, False], ids=['event_retry_raw', 'event_retry'])
