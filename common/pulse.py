@@ -35,7 +35,7 @@ class Pulse:
         self.poll_interval = poll_interval
         self.numbers: Callable[[], Mapping[str, Any]] = dict
         self.handlers: dict[str, Callable[[Mapping[str, Any]], None]] = {}
-        self.chores: list[Callable[[float], None]] = []
+        self.chores: list[Callable[[float], object]] = []
         self.stopping = False
         self._grace = 0.0  # seconds after the request to stop for which waits go on
         self._stop_asked_at = 0.0

@@ -18,6 +18,8 @@ from mikkoo.worker.relay import Relay
 
 LOGGER = logging.getLogger('mikkoo.worker')
 
+FLUSH_TIMEOUT = 1.0  # seconds for the last reports
+
 
 def run(settings: WorkerSettings, telemetry: Telemetry, end: socket.socket) -> int:
     """Relay one queue until TERM, or until the supervisor at the other end of the pipe is gone.
@@ -43,7 +45,7 @@ def run(settings: WorkerSettings, telemetry: Telemetry, end: socket.socket) -> i
         return Exit.SOFTWARE
     finally:
         metrics.close()
-        reports.flush()
+        reports.flush(FLUSH_TIMEOUT)
 
 
 def _count_lost_records(metrics: Metrics) -> None:

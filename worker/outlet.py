@@ -24,6 +24,7 @@ from mikkoo.worker.verdict import Failure
 
 LOGGER = logging.getLogger('mikkoo.worker')
 
+CLOSE_TIMEOUT = 1.0  # seconds
 COUNTED = (names.PROCESSED, names.RETURNED, names.NACKED, names.REPEATS, names.AMQP_BLOCKED)
 NOTHING = (0, 0, 0, 0, 0)
 
@@ -120,7 +121,7 @@ class Outlet:
         """Leave in order: the broker sees the connection closed, not lost."""
         link, self._link, self._publisher = self._link, None, None
         if link is not None:
-            link.close()
+            link.close(CLOSE_TIMEOUT)
 
     def dispose(self) -> None:
         """Drop the link and all that is unjudged: the batch is not ours any more."""

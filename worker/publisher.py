@@ -3,6 +3,8 @@
 Delivered messages are only counted; failures are kept until `take_failures`. A lost link raises BrokerLost
 (a stop Stopping) out of any call; every message that was taken and not judged is then in `unjudged`, to be
 sent again.
+
+Longer than most: sending, hearing and isolating change one state together.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ class Publisher:
 
     @property
     def in_flight(self) -> int:
-        return len(self._flights) + len(self._nacked) + len(self._backlog)
+        return self._outstanding() + len(self._backlog)
 
     @property
     def waiting_nacked(self) -> int:
@@ -168,14 +170,18 @@ class Publisher:
             self._channel.sync()
 
     def _make_room(self) -> None:
-        if self.in_flight < self._window and self._flights.bytes < self._window_bytes:
+        if self._outstanding() < self._window and self._flights.bytes < self._window_bytes:
             return
         self._flush()
         self._ask_for_sync()
         # Not only until one fits: room for a chunk keeps the writes large.
         low = max(0, self._window - CHUNK_MESSAGES)
-        while self.in_flight > low or self._flights.bytes >= self._window_bytes:
+        while self._outstanding() > low or self._flights.bytes >= self._window_bytes:
             self._wait()
+
+    def _outstanding(self) -> int:
+        """What the broker owes an answer for or has rejected. Not the backlog: it waits for this room."""
+        return len(self._flights) + len(self._nacked)
 
     def _wait(self) -> None:
         """Wait for news of what is in flight, for a time slice at most."""

@@ -28,7 +28,7 @@ from mikkoo.worker.verdict import Failure, Kind
 
 LOGGER = logging.getLogger('mikkoo.worker')
 
-GRACE = 3.0  # seconds that a stop leaves a batch to finish
+GRACE = 2.0  # seconds that a stop leaves a batch to finish; the supervisor kills after 4.5
 STANDBY_INTERVAL = 2.0  # seconds between attempts to become the owner of the queue
 READER_PATIENCE = 5.0  # seconds without a confirm after which the reading transaction is ended
 OWNER_CHECK = 5.0  # seconds between looks at whether the lock is still ours, in the middle of a batch
@@ -245,6 +245,7 @@ class Relay:
 
     def _leave(self) -> None:
         """The stop's last acts; nothing here may keep the process from ending."""
+        self._pulse.beat('leaving')  # hears a `retire` that came right before the TERM
         if self.retired and self._settings.unregister and self._consumer is not None:
             with self._pulse.grace(GRACE + 1.0):
                 try:

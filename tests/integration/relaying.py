@@ -102,7 +102,7 @@ class Worker:
 
 
 class Scene:
-    """A PgQ queue in a database, and in a virtual host an exchange `mikkoo` bound to a queue `arrivals` by 'good.#'."""
+    """A PgQ queue; in a virtual host an exchange `mikkoo`, bound to the queue `arrivals` by 'good.#'."""
 
     def __init__(self, database: Database, rabbitmq: RabbitServer, vhost: str) -> None:
         self.database = database
@@ -164,8 +164,9 @@ class Scene:
     def settled(self) -> bool:
         """Whether every tick up to now is finished by the consumer, and no retry waits."""
         row = self.sql(
-            """select bool_and(sub_batch is null and sub_last_tick = (select max(tick_id) from pgq.tick t where t.tick_queue = sub_queue))
-               and not exists (select from pgq.retry_queue) from pgq.subscription"""
+            """select bool_and(sub_batch is null and sub_last_tick = last) and not exists (select from pgq.retry_queue)
+               from pgq.subscription, lateral (
+                   select max(tick_id) as last from pgq.tick where tick_queue = sub_queue) as ticks"""
         )
         return bool(row[0][0])
 
@@ -188,13 +189,16 @@ class Scene:
         until(reached, timeout, lambda: f'{count} messages arrive, not {self.queued()}')
 
     def take(self, queue: str = 'arrivals') -> list[tuple[Any, Any, bytes]]:
-        """All messages of a queue, acknowledged: (method, properties, body)."""
+        """All messages that a queue holds now, acknowledged: (method, properties, body)."""
         taken: list[tuple[Any, Any, bytes]] = []
         count = self.queued(queue)
-        messages = self.channel.consume(queue, auto_ack=True, inactivity_timeout=10)
+        if not count:
+            return taken
+        messages = self.channel.consume(queue, inactivity_timeout=10)
         while len(taken) < count:
             method, properties, body = next(messages)
             assert method is not None, f'{count - len(taken)} of {count} messages do not come'
             taken.append((method, properties, body))
-        self.channel.cancel()
+        self.channel.basic_ack(taken[-1][0].delivery_tag, multiple=True)
+        self.channel.cancel()  # what came beyond the count goes back
         return taken

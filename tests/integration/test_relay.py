@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -17,6 +18,10 @@ from tests.servers.rabbitmq import RabbitServer
 from tests.servers.waiting import until
 
 MANY = 10_000
+TERMINATE = """
+    select pg_terminate_backend(pid) from pg_stat_activity
+    where application_name like 'mikkoo%%' and datname = current_database()
+"""
 
 
 @pytest.fixture
@@ -65,7 +70,7 @@ def test_one_bad_event_among_many_good_ones(scene: Scene, bad: str, confirm: boo
         (whole,) = worker.await_log(f'given up event {bad_id}, part 1 of 1')
         assert "'data': '{\"n\": 1}'" in whole and "'extra1': " in whole
         times = [log['created'] for log in worker.logs if f'event {bad_id} of' in log['message']]
-        assert all(later - earlier >= 0.9 for earlier, later in zip(times, times[1:], strict=False))
+        assert all(later - earlier >= 0.9 for earlier, later in pairwise(times))
         good = list(range(1, MANY // 2 + 1))
         assert bodies(scene) == good + good
 
@@ -133,7 +138,7 @@ def test_a_full_queue_that_rejects_is_back_pressure_and_no_failure(scene: Scene)
         worker.await_state('running')
         scene.insert(['small'] * 500)
         scene.tick()
-        state, reason = worker.await_state('paused')
+        _, reason = worker.await_state('paused')
         assert 'rejects' in reason
         arrived: list[int] = []
 
@@ -220,9 +225,7 @@ def test_a_lost_database_loses_nothing(scene: Scene, pgqd_factory: Callable[...,
         for _ in range(3):
             scene.insert(['good.key'] * MANY)
             until(lambda: scene.queued() > 100, 30, 'the first arrive', interval=0.002)
-            scene.sql(
-                "select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'mikkoo%%' and datname = current_database()"
-            )
+            scene.sql(TERMINATE)
             worker.await_log('PostgreSQL is out')
             scene.await_settled()
             assert set(bodies(scene)) == set(range(1, MANY + 1))
