@@ -1,6 +1,6 @@
 """Everything that scripts/test runs, by tox, and a closing line that adds up all reports.
 
-What asks no servers runs side by side; the real servers come after it, alone, because they are given deadlines.
+What needs no servers runs side by side; the real servers come after it, alone, as they have deadlines.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def main() -> int:
 
 
 def tox(*arguments: str) -> int:
-    """Run tox and give its exit code. Ctrl-C reaches it from the terminal; other signals are passed on as one."""
+    """Run tox and give its exit code. Ctrl-C reaches it by the terminal; other signals are passed on."""
     skip = 'false' if os.environ.get('CI') else 'true'  # interpreters that are missing
     command = [sys.executable, '-m', 'tox', *arguments, '--skip-missing-interpreters', skip]
     with subprocess.Popen(command, cwd=TOP) as running:
@@ -44,9 +44,9 @@ def closing_line() -> bool:
     """Print what each report counts, and the sums; whether tests ran and none failed."""
     sums = (0, 0, 0)
     for path in sorted(REPORTS.glob('*.xml')):
-        passed, failed, skipped = found = counts(path)
+        passed, failed, skipped = counts(path)
         print(f'{path.stem:>12} {passed:6} passed {failed:4} failed {skipped:4} skipped')
-        sums = tuple(map(sum, zip(sums, found, strict=True)))
+        sums = (sums[0] + passed, sums[1] + failed, sums[2] + skipped)
     print('{} passed, {} failed, {} skipped'.format(*sums), flush=True)
     return bool(sums[0]) and not sums[1]
 
