@@ -5,7 +5,7 @@ hears a stop and has a deadline. (psycopg2's wait callback would be one for the 
 connection whose wait was interrupted.) An asynchronous connection knows no `connect_timeout`, so each host of
 a libpq url gets its share of one deadline. Only a host name's look-up still blocks, inside libpq.
 
-Long, because nothing of psycopg2 may be elsewhere: logging in, statements, their end by a stop, errors.
+So many lines, because nothing of psycopg2 may be elsewhere: logins, statements, their end by a stop, errors.
 """
 
 from __future__ import annotations

@@ -605,7 +605,10 @@ def test_it_upgrades_the_schema_of_mikkoo_3(
         " where attrelid = 'mikkoo.audit'::regclass and attnum > 0 order by attnum"
     )
     assert database.execute(shape) == fresh.execute(shape)
-    indexes = "select pg_get_indexdef(indexrelid) from pg_index where indrelid = 'mikkoo.audit'::regclass order by 1"
+    indexes = (
+        'select pg_get_indexdef(indexrelid) from pg_index'
+        " where indrelid = 'mikkoo.audit'::regclass order by 1"
+    )
     assert database.execute(indexes) == fresh.execute(indexes)
     functions = (
         "select pg_get_functiondef(oid) from pg_proc where pronamespace = 'mikkoo'::regnamespace order by 1"
