@@ -106,7 +106,7 @@ def _ask(path: Path, request: dict[str, str], timeout: float = 10.0) -> Answer:
     """Ask the running mikkood. Raises Refusal where none runs or it may not be asked."""
     found = lifecycle.find(path)
     if not isinstance(found, Running):
-        raise Refusal('mikkood is not running', Exit.NO_DAEMON)
+        raise Refusal('not running', Exit.NO_DAEMON)
     try:
         return ask(found.places.control, request, timeout)
     except NotAllowed as error:

@@ -34,7 +34,7 @@ def status(answer: Mapping[str, Any]) -> None:
         console.print(line, soft_wrap=True)
     children = answer.get('children') or ()
     if children:
-        console.print(_table(COLUMNS, [_row(child) for child in children]))
+        _print_table(console, _table(COLUMNS, [_row(child) for child in children]))
     elif answer.get('state') == 'running' and 'children' in answer:
         console.print('no workers', soft_wrap=True)
 
@@ -73,6 +73,8 @@ def headlines(answer: Mapping[str, Any]) -> list[Text]:
         lines.append(Text(f'configuration: {answer["config"]}'))
     if answer.get('error'):
         lines.append(Text(str(answer['error']), 'red'))
+    if answer.get('log_failure'):
+        lines.append(Text(f'log records are lost: {answer["log_failure"]}', 'red'))
     if answer.get('needs_restart'):
         lines.append(Text('needs restart: the Daemon section has changed (mikkood restart)', 'yellow'))
     return lines + _last_reload(answer.get('last_reload') or {})
@@ -144,6 +146,17 @@ def _table(columns: Sequence[tuple[str, Any]], rows: Iterable[Sequence[Text]]) -
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _print_table(console: Console, table: Table) -> None:
+    """In a pipe without the blanks that fill the last column."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():
+        console.print(Text(line.rstrip()), soft_wrap=True)
 
 
 def _console() -> Console:

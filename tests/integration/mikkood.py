@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,15 @@ Logging:
         for mark in (self.folder / 'run').glob('*/mikkoo.pid'):
             pid = mark.read_text().split('\n')[0]
             if pid and alive(int(pid)) and 'mikkood' in command_line(int(pid)):
-                as_root('kill', '-KILL', pid)
+                kill(int(pid))
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, whoever it runs as."""
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except PermissionError:
+        as_root('kill', '-KILL', str(pid))
 
 
 def as_root(*command: str | Path) -> None:

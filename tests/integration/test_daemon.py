@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -45,14 +46,16 @@ def factory(request: pytest.FixtureRequest) -> Iterator[Factory]:
         program = Program(readable.SCRIPT) if ours else request.getfixturevalue('open_program')
         made.append(Mikkood(program, folder, user, name))
         made[-1].write()
-        if user:
+        if not ours:
             as_root('chown', user, folder)
         return made[-1]
 
     yield make
     for mikkood in made:
         mikkood.close()
-    as_root('rm', '-r', folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():  # it holds what belongs to others
+        as_root('rm', '-r', folder)
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ def test_piped_output_has_no_colour_and_breaks_no_line(capsys: pytest.CaptureFix
     out = shown(capsys, children=[{**CHILD, 'name': 'x' * 150, 'reason': long}])
     assert '\x1b' not in out
     assert len(out.splitlines()) == 4
+    assert all(line == line.rstrip() for line in out.splitlines())
     assert long.strip() in out
 
 
@@ -58,6 +59,10 @@ def test_a_failed_reload_is_shown_with_its_lines(capsys: pytest.CaptureFixture[s
     out = shown(capsys, last_reload=failed)
     assert 'failed, the old settings stay' in out
     assert mistake in out
+
+
+def test_lost_log_records_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert 'log records are lost: disk full' in shown(capsys, log_failure='disk full')
 
 
 def test_needs_restart(capsys: pytest.CaptureFixture[str]) -> None:
