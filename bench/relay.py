@@ -173,9 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description='This relay and Mikkoo 3.0.0, from PgQ to the last confirm.')
     parser.add_argument('--events', type=int, default=20_000, help='events in a batch (default %(default)s)')
     parser.add_argument('--peer-events', type=int, default=5_000, help="in the peer's (default %(default)s)")
-    parser.add_argument(
-        '--runs', type=int, default=3, help='runs of each side (default %(default)s)'
-    )
+    parser.add_argument('--runs', type=int, default=3, help='runs of each side (default %(default)s)')
     parser.add_argument('--no-peer', action='store_true', help='this relay alone')
     parser.add_argument('--unconfirmed', action='store_true', help='also without publisher confirms')
     parser.add_argument('--peer-folder', type=Path, help="the peer's environment, kept (default: made anew)")

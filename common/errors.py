@@ -93,7 +93,8 @@ class BrokerRefused(BrokerError):
 class EventError(MikkooError):
     """An event cannot become a message. `field` names the PgQ column or AMQP property.
 
-    `permanent`: no retry can cure it (text that is not JSON); False where the broker decides and may change its mind.
+    `permanent`: no retry can cure it (text that is not JSON); False where the broker decides, and may change
+    its mind.
     """
 
     def __init__(self, field: str, reason: str, *, permanent: bool = True) -> None:

@@ -46,7 +46,7 @@ class Pulse:
         self._beaten_at = self._reported_at = float('-inf')
 
     def install(self) -> None:
-        """Take SIGTERM as the request to stop; leave SIGINT and SIGHUP to the supervisor. Main thread only."""
+        """SIGTERM asks to stop; SIGINT and SIGHUP are the supervisor's. Main thread only."""
         signal.signal(signal.SIGTERM, self._on_term)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -119,7 +119,7 @@ class Pulse:
 
     @contextmanager
     def grace(self, seconds: float) -> Iterator[None]:
-        """Work that a stop lets finish: inside, Stopping is raised only `seconds` after the request to stop."""
+        """Work that a stop lets finish: inside, Stopping is raised `seconds` after the request to stop."""
         before, self._grace = self._grace, max(self._grace, seconds)
         try:
             yield

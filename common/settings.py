@@ -27,7 +27,7 @@ class SslOptions:
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """How to reach RabbitMQ. `nodes`: (host, port) pairs, tried in random order; seconds for `heartbeat_interval`."""
+    """How to reach RabbitMQ. `nodes`: (host, port) pairs, tried in random order; `heartbeat_interval` in seconds."""
 
     nodes: tuple[tuple[str, int], ...] = (('localhost', 5672),)
     vhost: str = '/'
@@ -70,7 +70,7 @@ class StatsdSettings:
 
 @dataclass(frozen=True, slots=True)
 class Telemetry:
-    """What every process, parent and child, needs to report about itself; told to running children on a reload.
+    """What every process needs to report about itself; told to running children on a reload.
 
     `levels`: logger name to level number, from the Logging section ('' is the root).
     `poll_interval`: seconds between a child's reports to the supervisor.
@@ -110,7 +110,7 @@ class DaemonSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """A whole, valid configuration. `logging` is a dictConfig dictionary that may bear `debug_only` on handlers.
+    """A whole, valid configuration. `logging`: a dictConfig dictionary that may bear `debug_only` on handlers.
 
     `warnings`: what is allowed but worth saying, ready to print (file:line:column: text).
     """

@@ -4,7 +4,7 @@ Delivered messages are only counted; failures are kept until `take_failures`. A 
 (a stop Stopping) out of any call; every message that was taken and not judged is then in `unjudged`, to be
 sent again.
 
-Longer than most: sending, hearing and isolating change one state together.
+More lines than other files, because sending, hearing and isolating change one state together.
 """
 
 from __future__ import annotations

@@ -164,8 +164,8 @@ class Scene:
     def settled(self) -> bool:
         """Whether every tick up to now is finished by the consumer, and no retry waits."""
         row = self.sql(
-            """select bool_and(sub_batch is null and sub_last_tick = last) and not exists (select from pgq.retry_queue)
-               from pgq.subscription, lateral (
+            """select bool_and(sub_batch is null and sub_last_tick = last)
+                   and not exists (select from pgq.retry_queue) from pgq.subscription, lateral (
                    select max(tick_id) as last from pgq.tick where tick_queue = sub_queue) as ticks"""
         )
         return bool(row[0][0])
