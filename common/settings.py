@@ -27,7 +27,7 @@ class SslOptions:
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """How to reach RabbitMQ. `nodes`: (host, port) pairs, tried in random order; `heartbeat_interval` in seconds."""
+    """How to reach RabbitMQ. `nodes`: (host, port) pairs, in random order; `heartbeat_interval` in seconds."""
 
     nodes: tuple[tuple[str, int], ...] = (('localhost', 5672),)
     vhost: str = '/'
@@ -110,7 +110,7 @@ class DaemonSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """A whole, valid configuration. `logging`: a dictConfig dictionary that may bear `debug_only` on handlers.
+    """A whole, valid configuration. `logging`: for dictConfig, with `debug_only` on handlers.
 
     `warnings`: what is allowed but worth saying, ready to print (file:line:column: text).
     """
