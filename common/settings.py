@@ -27,7 +27,7 @@ class SslOptions:
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """How to reach RabbitMQ. `nodes`: (host, port), tried in random order; `heartbeat_interval` in seconds."""
+    """How to reach RabbitMQ. `nodes`: (host, port), in random order; `heartbeat_interval` in seconds."""
 
     nodes: tuple[tuple[str, int], ...] = (('localhost', 5672),)
     vhost: str = '/'
