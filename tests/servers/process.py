@@ -50,13 +50,17 @@ def program(name: str, package: str, *folders: str) -> str:
 
 
 def raise_on_signals() -> None:
-    """Make SIGTERM and SIGHUP end the program as Ctrl-C does, through its `finally`. Main thread only."""
+    """Make SIGTERM and SIGHUP end the program as SIGINT does, through its `finally`. Main thread only.
+
+    SIGINT itself is ignored in what a shell script starts in the background, and in all its children.
+    """
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
