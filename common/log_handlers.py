@@ -20,6 +20,10 @@ from mikkoo.common.log_pipe import LOST, PLAIN, text_of
 from mikkoo.common.redaction import redact, writable
 
 OURS = 'mikkoo'
+# Loggers that say too much for the level that suits all others. watchdog's at DEBUG would never end: a line
+# about each write in the configuration's folder, and the log may be there.
+QUIET = ('rabbitpy', 'watchdog')
+QUIET_LEVEL = logging.WARNING
 
 
 class _Applied:
@@ -48,12 +52,14 @@ def configure(settings: Mapping[str, Any], *, foreground: bool, source: str = 't
         _forget(_applied.loggers)
         names = {'', *config['loggers']}
         _dict_config(config)
+        _quiet()
         if not foreground and not any(map(_is_heard, _reached(OURS))):
             _fall_back_on_syslog()
         handlers = _attached(names)
         for handler in handlers:
             _furnish(handler)
-    _applied.loggers, _applied.handlers, _applied.config = names, handlers, prepared(settings, foreground)
+    _applied.loggers, _applied.handlers = names.union(QUIET), handlers
+    _applied.config = prepared(settings, foreground)
     for handler in old:
         _close(handler)
 
@@ -200,6 +206,13 @@ def _forget(names: set[str]) -> None:
         logger.handlers[:], logger.filters[:] = [], []
         logger.propagate, logger.disabled = True, False
         logger.setLevel(logging.NOTSET if name else logging.WARNING)
+
+
+def _quiet() -> None:
+    """A level for those of QUIET that were given none: quieter than the root, never louder."""
+    for logger in map(logging.getLogger, QUIET):
+        if logger.level == logging.NOTSET:
+            logger.setLevel(max(QUIET_LEVEL, logging.getLogger().level))
 
 
 @contextmanager

@@ -12,14 +12,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from mikkoo.common.log_handlers import configure, kept_files, reopen
+from mikkoo.common.log_handlers import QUIET, QUIET_LEVEL, configure, kept_files, reopen
 from mikkoo.common.log_pipe import LOST, PipeHandler, to_record
 from mikkoo.common.pipe import Pipe
 
 __all__ = ['JsonFormatter', 'child', 'configure', 'handle', 'kept_files', 'reopen', 'set_levels', 'take_lost']
-
-# Loggers that say too much for the level that suits all others.
-QUIET = {'rabbitpy': logging.WARNING}
 
 _levelled: set[str] = set()  # loggers that `set_levels` has given a level
 
@@ -42,7 +39,7 @@ def child(pipe: Pipe, levels: Mapping[str, int], *, name: str) -> None:
 def set_levels(levels: Mapping[str, int]) -> None:
     """In a child: logger name to level number, '' for the root; other loggers inherit again."""
     root = levels.get('', logging.WARNING)
-    levels = {'': root, **{name: max(level, root) for name, level in QUIET.items()}, **levels}
+    levels = {'': root, **{name: max(QUIET_LEVEL, root) for name in QUIET}, **levels}
     for name in _levelled - levels.keys():
         logging.getLogger(name).setLevel(logging.NOTSET)
     for name, level in levels.items():

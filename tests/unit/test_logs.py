@@ -212,6 +212,20 @@ def test_loggers_that_exist_do_not_fall_silent(tmp_path: Path) -> None:
     assert len((tmp_path / 'log').read_text().splitlines()) == 4
 
 
+def test_libraries_are_quieter_than_the_root_and_never_louder(tmp_path: Path) -> None:
+    def levels(root: str, **loggers: str) -> tuple[int, int]:
+        section = to_file(tmp_path / 'log')
+        section['root']['level'] = root
+        configure({**section, 'loggers': {name: {'level': level} for name, level in loggers.items()}})
+        found = (logging.getLogger('watchdog.observers.inotify'), logging.getLogger('rabbitpy.io'))
+        return found[0].getEffectiveLevel(), found[1].getEffectiveLevel()
+
+    assert levels('DEBUG') == (logging.WARNING, logging.WARNING)
+    assert levels('ERROR') == (logging.ERROR, logging.ERROR)
+    assert levels('DEBUG', watchdog='INFO') == (logging.INFO, logging.WARNING)
+    assert levels('DEBUG') == (logging.WARNING, logging.WARNING), 'what was named before is forgotten'
+
+
 def test_logrotate(tmp_path: Path) -> None:
     path = tmp_path / 'log'
     configure(to_file(path, mode='w'))
