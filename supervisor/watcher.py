@@ -46,6 +46,8 @@ EVENTS: list[type[FileSystemEvent]] = [
 ]  # fmt: skip
 NO_INOTIFY = {errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOSYS}
 WRITES, CLOSES, CHANGES = b'w', b'c', b'.'
+# What watchdog 7 says, as an ERROR, of an event that comes while a watch is ended.
+LATE = 'InotifyEmitter.queue_events() called when the thread is inactive'
 
 logger = logging.getLogger('mikkoo.supervisor')
 
@@ -87,6 +89,7 @@ class Watcher:
         self._settling = Settling()
         self._entries: set[str] = set()
         self._unreadable: set[str] = set()  # said already
+        logging.getLogger('watchdog.observers.inotify').addFilter(_is_news)
         self._observer = self._started(observer)
 
     def fileno(self) -> int:
@@ -184,6 +187,10 @@ class Watcher:
             os.write(self._write, change)
         except BlockingIOError:
             pass  # it is full of wake-ups already
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.msg != LATE
 
 
 class _Handler(FileSystemEventHandler):

@@ -57,6 +57,20 @@ def changes(path: Path) -> Iterator[tuple[str, Callable[[], object]]]:
     yield 'copy over', lambda: shutil.copy('/etc/passwd', path)
 
 
+def test_writes_during_a_stop_are_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As of the supervisor's own log, where that is beside the configuration."""
+    log = tmp_path / 'log'
+    for _ in range(20):
+        with closing(Watcher()) as watcher, log.open('a', buffering=1) as file:
+            watcher.watch([str(tmp_path / 'mikkoo.yml')])
+            for _ in range(50):
+                file.write('a line\n')
+            watcher.watch([str(tmp_path / 'mikkoo.yml')])
+            for _ in range(50):
+                file.write('a line\n')
+    assert caplog.record_tuples == []
+
+
 def test_every_kind_of_edit_is_seen_one_after_the_other(watcher: Watcher, tmp_path: Path) -> None:
     path = tmp_path / 'mikkoo.yml'
     path.write_text('first')
