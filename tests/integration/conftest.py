@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import Database
+from tests.integration.product import Product
 from tests.integration.supervised import Supervised
+from tests.servers.pgqd import Pgqd
+from tests.servers.rabbitmq import RabbitServer
 
 
 @pytest.fixture
@@ -27,3 +31,19 @@ def supervise(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
     yield start
     for supervised in made:
         supervised.close()
+
+
+@pytest.fixture
+def product(
+    tmp_path: Path,
+    database: Database,
+    rabbitmq: RabbitServer,
+    vhost: str,
+    pgqd_factory: Callable[..., Pgqd],
+) -> Iterator[Product]:
+    """Servers that tick, and a mikkood that a test starts. Its log is shown where the test fails."""
+    pgqd_factory(database.url)
+    made = Product(tmp_path, database, rabbitmq, vhost)
+    yield made
+    made.close()
+    print(made.logged()[-20_000:])
