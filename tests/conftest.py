@@ -22,7 +22,7 @@ ROLES = ('mikkoo_relay', 'mikkoo_producer')  # made by mikkoo.sql
 
 
 def pytest_configure() -> None:
-    raise_on_signals()
+    raise_on_signals(lambda number: pytest.exit.Exception(f'signal {number}', 128 + number))
 
 
 @dataclass(frozen=True)

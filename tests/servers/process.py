@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -49,14 +49,14 @@ def program(name: str, package: str, *folders: str) -> str:
     return found
 
 
-def raise_on_signals() -> None:
+def raise_on_signals(error: Callable[[int], BaseException] = lambda number: SystemExit(128 + number)) -> None:
     """Make SIGTERM and SIGHUP end the program as SIGINT does, through its `finally`. Main thread only.
 
     SIGINT itself is ignored in what a shell script starts in the background, and in all its children.
     """
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
+        raise error(number)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
