@@ -14,7 +14,6 @@ from mikkoo.common.settings import WorkerSettings
 from mikkoo.worker.verdict import Failure, Verdict, attempts, describe, judge
 
 LOGGER = logging.getLogger('mikkoo.worker')
-PGQ_COLUMNS = 10  # of an Event, those that are PgQ's
 LOG_INTERVAL = 0.05  # seconds between attempts to log a given-up event while the pipe is full
 PIECE = 15_000  # characters of an event in one log record: one message of the pipe, whatever the script
 
@@ -39,7 +38,7 @@ def settle(
             metrics.count(names.DEAD)
         else:
             _tell_of_retry(failure, settings)
-            retries.append(Retry(failure.event[:PGQ_COLUMNS], settings.retry_delay))
+            retries.append(Retry(failure.event, settings.retry_delay))
     consumer.settle(batch, retries)
     metrics.count(names.BATCHES)
     metrics.count(names.FAILED, len(failures))
