@@ -138,9 +138,12 @@ def _database_url(value: Any) -> str:
     )
     if re.match('postgres(ql)?://', found):
         try:
-            authority = urlsplit(found).netloc.rpartition('@')[2]
+            user, _, authority = urlsplit(found).netloc.rpartition('@')
         except ValueError:
             raise ValueError(allowed) from None
+        # libpq would take what follows the first @ for the host, and say that name aloud.
+        if '@' in user or re.search('%(?![0-9A-Fa-f]{2})', found):
+            raise ValueError(f'{allowed}; in a password @ is written %40, and % is written %25')
         ports = [
             host.rpartition(':')[2] for host in re.sub(r'\[[^\]]*\]', '', authority).split(',') if ':' in host
         ]

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from mikkoo.common.settings import Settings, WorkerSettings
 
 _VALUE = r"\s*=\s*('(?:[^'\\]|\\.)*'|\S*)"  # of a libpq key=value string
-_SECRET = re.compile(rf'\b(ssl)?password{_VALUE}')
+_PAIR = re.compile(rf'\b(\w+){_VALUE}')
 _PERSONAL = re.compile(rf'\b(user|passfile|(ssl)?password){_VALUE}')
 
 
@@ -63,7 +63,8 @@ def without_password(url: str) -> str:
     """A libpq URL, or key=value string, that may be shown."""
     parts = urlsplit(url)
     if not parts.scheme:
-        return ' '.join(_SECRET.sub('', url).split())
+        # Not what is left without the password: that may be a part of one that lacks its quotes.
+        return ' '.join(pair[0] for pair in _PAIR.finditer(url) if 'password' not in pair[1])
     user, at, host = parts.netloc.rpartition('@')
     query = [(name, value) for name, value in parse_qsl(parts.query) if 'password' not in name]
     return parts._replace(netloc=user.partition(':')[0] + at + host, query=urlencode(query)).geturl()

@@ -220,6 +220,8 @@ def test_other_databases_may_have_a_queue_of_the_same_name(other: str) -> None:
         'postgres_url: mysql://root:hunter2@h/d',
         'postgres_url: "postgresql://u:hunter2@h:x/d"',
         'postgres_url: postgresql://[hunter2',
+        'postgres_url: postgresql://u:p@hunter2@h/d',
+        'postgres_url: postgresql://u:hunter2%@h/d',
         'postgres_url: [hunter2]',
         'rabbitmq: amqp://u:hunter2@h',
         'rabbitmq: hunter2',

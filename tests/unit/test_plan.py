@@ -86,6 +86,8 @@ def test_a_consumer_in_a_key_value_string() -> None:
         ),
         ("host=db password='s e\\'c' dbname=shop", 'host=db dbname=shop'),
         ('password = s dbname=shop sslpassword=t', 'dbname=shop'),
+        ('password=s ecret dbname=shop', 'dbname=shop'),
+        ("dbname=shop password='s ecret", 'dbname=shop'),
     ],
 )
 def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
