@@ -82,73 +82,87 @@ def all_arrived(product: Product, flow: Flow) -> dict[str, Counter[int]]:
     return counts
 
 
+def restarted(product: Product, name: str, edit: Callable[[], object]) -> None:
+    """The edit gives this worker another process, and leaves every other its own."""
+    before = product.pids()
+    edit()
+    acted_on(product, f'{name} is restarted', lambda: product.pids()[name] != before[name])
+    product.until_running(name)
+    assert product.pids() == {**before, name: product.pids()[name]}
+
+
+def added(product: Product, name: str) -> None:
+    before = product.pids()
+    product.worker(name)
+    product.save()  # renames a new file over the old, or over a link
+    acted_on(product, f'{name} is added', lambda: name in product.children())
+    product.until_running(name)
+    assert product.pids() == {**before, name: product.pids()[name]}
+
+
+def retired(product: Product, name: str, edit: Callable[[], object]) -> str:
+    """The worker goes, every other keeps its process; what the log says about it."""
+    before = product.pids()
+    del product.workers[name]
+    edit()
+    acted_on(product, f'{name} is retired', lambda: f'{name} is retired' in product.logged())
+    until(lambda: name not in product.children(), STOP, f'{name} has gone')
+    gone = before.pop(name)
+    assert not alive(gone)
+    assert product.pids() == before
+    return product.until_logged(f'{name} is retired')
+
+
+def write_in_two_steps(product: Product) -> None:
+    with product.path.open('w') as file:
+        file.flush()  # it is empty now
+        time.sleep(0.2)
+        file.write(product.text())
+
+
+def swap_for_a_link(product: Product) -> None:
+    target, link = product.folder / '..data', product.folder / 'link'
+    target.write_text(product.text())
+    link.symlink_to(target.name)
+    link.rename(product.path)
+
+
+def sed(product: Product, expression: str) -> None:
+    subprocess.run(['sed', '-i', expression, str(product.path)], check=True)
+
+
 def test_workers_are_added_changed_and_removed_and_a_broken_file_changes_nothing(
     flowing: tuple[Product, Flow],
 ) -> None:
     product, flow = flowing
     supervisor = product.ask('status')['pid']
-    before = product.pids()
-
-    product.worker('gamma')
-    product.save()  # renames a new file over the old
-    acted_on(product, 'gamma is added', lambda: 'gamma' in product.children())
-    product.until_running('gamma')
-    assert product.pids() == {**before, 'gamma': product.pids()['gamma']}
-
-    before = product.pids()
+    added(product, 'gamma')
     product.workers['beta']['retry_delay'] = 2
-    with product.path.open('w') as file:  # truncates, then writes
-        file.flush()
-        time.sleep(0.2)
-        file.write(product.text())
-    acted_on(product, 'beta is changed', lambda: product.pids()['beta'] != before['beta'])
-    product.until_running('beta')
-    assert product.pids() == {**before, 'beta': product.pids()['beta']}
-
+    restarted(product, 'beta', lambda: write_in_two_steps(product))
+    warning = retired(product, 'gamma', lambda: swap_for_a_link(product))
+    check_unregister(product, warning)
     before = product.pids()
-    del product.workers['gamma']
-    target = product.folder / '..data'
-    target.write_text(product.text())
-    (product.folder / 'link').symlink_to(target.name)
-    (product.folder / 'link').rename(product.path)  # a symlink takes the place of the file
-    acted_on(product, 'gamma is retired', lambda: 'gamma is retired' in product.logged())
-    until(lambda: 'gamma' not in product.children(), STOP, 'gamma has gone')
-    assert not alive(before['gamma'])
-    assert product.pids() == {name: before[name] for name in ('alpha', 'beta')}
-    warned = product.until_logged('gamma is retired')
-    check_unregister(product, warned)
-
-    good = product.text()
-    product.path.write_text(good.replace('"retry_delay": 2', '"retry_delay": "soon"'))
-    line = 1 + good[: good.index('"retry_delay": 2')].count('\n')
-    acted_on(product, 'the mistake is seen', lambda: product.ask('status')['last_reload']['ok'] is False)
-    broken(product, f'{product.path}:{line}:')
-    product.path.write_text(good[: len(good) // 2])
-    broken(product, f'{product.path}:')
-    assert product.pids() == {name: before[name] for name in ('alpha', 'beta')}
-
-    product.worker('gamma')
-    product.save()  # over the symlink
-    acted_on(product, 'gamma comes back', lambda: 'gamma' in product.children())
-    assert product.ask('status')['last_reload'] == {
-        **product.ask('status')['last_reload'],
-        'ok': True,
-        'mistakes': [],
-    }
-    product.until_running('gamma')
-    before = {**before, 'gamma': product.pids()['gamma']}
-    subprocess.run(['sed', '-i', 's/"retry_delay": 2$/"retry_delay": 3/', str(product.path)], check=True)
-    subprocess.run(['sed', '-i', 's/"retry_delay": 2,$/"retry_delay": 3,/', str(product.path)], check=True)
-    acted_on(product, 'beta is changed by sed', lambda: product.pids()['beta'] != before['beta'])
-    product.until_running('beta')
-    assert product.pids() == {**before, 'beta': product.pids()['beta']}
-
+    broken(product)
+    assert product.pids() == before
+    added(product, 'gamma')
+    assert product.ask('status')['last_reload']['ok'] is True, 'it is mended'
+    restarted(product, 'beta', lambda: sed(product, 's/"retry_delay": 2/"retry_delay": 3/'))
     all_arrived(product, flow)
     assert product.ask('status')['pid'] == supervisor
 
 
-def broken(product: Product, place: str) -> None:
-    """The commands tell where; the daemon goes on."""
+def broken(product: Product) -> None:
+    """A wrong value and half a file: the log and the commands tell where; the daemon goes on."""
+    good = product.text()
+    product.path.write_text(good.replace('"retry_delay": 2', '"retry_delay": "soon"'))
+    line = 1 + good[: good.index('"retry_delay": 2')].count('\n')
+    acted_on(product, 'the mistake is seen', lambda: product.ask('status')['last_reload']['ok'] is False)
+    told(product, f'{product.path}:{line}:')
+    product.path.write_text(good[: len(good) // 2])
+    told(product, f'{product.path}:')
+
+
+def told(product: Product, place: str) -> None:
     refused = product('reload')
     assert refused.returncode == Exit.CONFIG and place in refused.stderr, refused
     shown = product('status')
@@ -162,4 +176,27 @@ def check_unregister(product: Product, warning: str) -> None:
     assert command[:2] == ['mikkood', 'unregister']
     asked = subprocess.run([SCRIPT, *command[1:]], input='no\n', capture_output=True, text=True, timeout=60)
     assert asked.returncode == Exit.USAGE and 'gamma' in asked.stdout + asked.stderr, asked
-    assert product.sql("select 1 from pgq.get_consumer_info('gamma', 'mikkoo')")
+    assert registered(product, 'gamma')
+
+
+def registered(product: Product, queue: str) -> bool:
+    return bool(product.sql("select 1 from pgq.get_consumer_info(%s, 'mikkoo')", queue))
+
+
+def test_a_renamed_worker_takes_over_and_only_a_retired_one_unregisters(
+    flowing: tuple[Product, Flow],
+) -> None:
+    product, flow = flowing
+    product.worker('gamma', unregister=True)
+    product.save()
+    product.until_running('gamma')
+    product.workers['renamed'] = {**product.workers.pop('gamma'), 'queue': 'gamma'}
+    product.save()
+    product.until_running('renamed')
+    until(lambda: 'gamma' not in product.children(), STOP, 'the old one has gone')
+    assert 'gamma is retired' not in product.logged()
+    all_arrived(product, flow)
+    del product.workers['renamed']
+    product.save()
+    until(lambda: not registered(product, 'gamma'), SAVE + STOP, 'the consumer is unregistered')
+    assert registered(product, 'alpha')
