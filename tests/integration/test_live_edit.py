@@ -14,8 +14,9 @@ import pytest
 
 from mikkoo.common.errors import Exit
 from tests.integration.mikkood import alive
-from tests.integration.product import SAVE, STOP, Product, bodies
+from tests.integration.product import SAVE, START, STOP, Product, bodies
 from tests.integration.readable import SCRIPT
+from tests.servers.proxy import Proxy
 from tests.servers.waiting import until
 
 QUEUES = ('alpha', 'beta', 'gamma')
@@ -200,3 +201,36 @@ def test_a_renamed_worker_takes_over_and_only_a_retired_one_unregisters(
     product.save()
     until(lambda: not registered(product, 'gamma'), SAVE + STOP, 'the consumer is unregistered')
     assert registered(product, 'alpha')
+
+
+@pytest.mark.parametrize('server', ['postgres', 'rabbitmq'])
+def test_a_worker_that_hangs_on_a_server_is_mended_by_an_edit(
+    product: Product, proxy_factory: Callable[[str, int], Proxy], server: str
+) -> None:
+    """A server that takes the connection and says nothing."""
+    port = product.database.server.port if server == 'postgres' else product.rabbitmq.port
+    proxy = proxy_factory('127.0.0.1', port)
+    proxy.stall()
+    product.create_queue('alpha')
+    product.arrivals('alpha')
+    product.worker('alpha')
+    good = product.workers['alpha']
+    if server == 'postgres':
+        url = product.database.relay_url.replace(f':{port}/', f':{proxy.port}/')
+        product.workers['alpha'] = {**good, 'postgres_url': url}
+    else:
+        product.workers['alpha'] = {**good, 'rabbitmq': {**good['rabbitmq'], 'port': proxy.port}}
+    product.save()
+    product.foreground()
+    product.sql("select mikkoo.insert_event('alpha', '', 'alpha', '1', null)")
+    until(
+        lambda: str(proxy.port) in product.children()['alpha']['waits'],
+        START,
+        lambda: f'{product.children()}',
+    )
+    product.workers['alpha'] = good
+    product.save()
+    acted_on(product, 'alpha is restarted', lambda: product.children()['alpha']['restarts'] == 1)
+    product.until_running('alpha')
+    product.until_settled()
+    assert bodies(product.take('alpha')) == [1]
