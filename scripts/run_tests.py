@@ -25,7 +25,8 @@ def main() -> int:
     raise_on_signals()
     shutil.rmtree(REPORTS, ignore_errors=True)
     codes = [tox(*TOGETHER), tox(*ALONE)]
-    return 1 if any(codes) or not closing_line() else 0
+    good = closing_line()
+    return 1 if any(codes) or not good else 0
 
 
 def tox(*arguments: str) -> int:

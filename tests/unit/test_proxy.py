@@ -118,7 +118,10 @@ def test_cut_after_lets_so_many_bytes_through(proxy: Proxy, link: socket.socket,
     assert read(link, 3) == b'123'
     link.sendall(b'4567890')
     until(lambda: len(echo.received) == len(b'hello') + 7, 5, 'seven bytes')
-    assert read(link, 100) in (b'', b'4567')
+    try:
+        assert read(link, 100) in (b'', b'4567')
+    except ConnectionResetError:
+        pass  # the proxy's socket was closed with an unread answer in it: TCP makes that a reset
     assert echo.received == b'hello1234567'
 
 
