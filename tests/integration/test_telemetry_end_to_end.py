@@ -45,9 +45,18 @@ def insert(product: Product, queue: str, key: str, count: int, properties: str |
     product.sql(INSERT, queue, key, properties, count)
 
 
+def at_least(server: StatsdServer, name: str, number: float) -> None:
+    """Until statsd has been told of so many. Sums of sampled timings are rounded."""
+    until(
+        lambda: round(server.total(name)) >= number,
+        ARRIVAL,
+        lambda: f'{number} {name}, not {server.total(name)}',
+    )
+
+
 def counted(server: StatsdServer, name: str, number: float) -> None:
     """Until statsd has been told of so many: the sum, and no more."""
-    until(lambda: server.total(name) >= number, ARRIVAL, lambda: f'{number} {name}, not {server.total(name)}')
+    at_least(server, name, number)
     assert round(server.total(name), 3) == number, name
 
 
@@ -86,9 +95,8 @@ def test_what_was_relayed_is_told_to_statsd_and_sentry(
         name.removesuffix('.count') for name in numbers if name.startswith('pgq.') and name.endswith('.count')
     }
     assert calls >= {'pgq.next_batch', 'pgq.finish_batch'}, calls
-    for name in ('batches', *calls):  # they go on with each tick: at least what status has shown
-        told = numbers.get(f'{name}.count', numbers.get(name, 0))
-        until(lambda n=name, t=told: round(statsd.total(f'{alpha}.{n}')) >= t, ARRIVAL, f'{told} {name}')  # type: ignore[misc]
+    for name in ('batches', *calls):  # they go on with each tick
+        at_least(statsd, f'{alpha}.{name}', numbers.get(f'{name}.count', numbers.get(name, 0)))
 
     until(lambda: sentry.events, ARRIVAL, 'the given-up events are reported')
     [event] = [event for event in sentry.events if 'given up' in event['message']]
@@ -152,21 +160,19 @@ def asked_for_a_password(database: Database, role: str) -> Iterator[None]:
     database.execute(f"create role {role} login password 'another'")
     file.write_text(f'host all {role} 127.0.0.1/32 scram-sha-256\n{before}')
     database.execute('select pg_reload_conf()')
-    yield
-    file.write_text(before)
-    database.execute('select pg_reload_conf()')
-    database.execute(f'drop role {role}')
+    try:
+        yield
+    finally:
+        file.write_text(before)
+        database.execute('select pg_reload_conf()')
+        database.execute(f'drop role {role}')
 
 
-def test_no_password_is_told_to_anybody(product: Product, statsd: StatsdServer, sentry: SentryServer) -> None:
-    """Not where servers let us in, and not where they refuse; not even of a file with mistakes."""
-    role, secret = f'locked_{product.database.name}', f'{MARK}%40%2Fx'
+def use_passwords(product: Product, role: str) -> None:
+    """A worker that is let in, and four whom a server refuses or that find none."""
+    secret = f'{MARK}%40%2Fx'
     where = product.database.relay_url.partition('://')[2]
     user, _, address = where.partition('@')
-    product.application |= {
-        'statsd': to(statsd, 'mikkoo'),
-        'sentry_dsn': sentry.dsn.replace('publickey', f'publickey:{MARK}'),
-    }
     for name in ('good', 'refused', 'conninfo', 'broker', 'nowhere'):
         product.create_queue(name)
         product.worker(name, max_failures=1, postgres_url=f'postgresql://{user}:{secret}@{address}')
@@ -181,17 +187,22 @@ def test_no_password_is_told_to_anybody(product: Product, statsd: StatsdServer, 
     product.rabbitmq.ctl('add_user', role, f'{MARK}:y')
     product.rabbitmq.ctl('set_permissions', '-p', product.vhost, role, '.*', '.*', '.*')
     product.workers['good']['rabbitmq'] |= {'username': role, 'password': f'{MARK}:y'}
+
+
+def test_no_password_is_told_to_anybody(product: Product, statsd: StatsdServer, sentry: SentryServer) -> None:
+    """Not where servers let us in, and not where they refuse; not even of a file with mistakes."""
+    role = f'locked_{product.database.name}'
+    product.application |= {
+        'statsd': to(statsd, 'mikkoo'),
+        'sentry_dsn': sentry.dsn.replace('publickey', f'publickey:{MARK}'),
+    }
+    use_passwords(product, role)
     said: dict[str, str] = {}
     with asked_for_a_password(product.database, role):
         product.save()
         product.foreground()
         product.until_running('good')
-        for name in ('refused', 'conninfo', 'broker', 'nowhere'):
-            until(
-                lambda n=name: product.children()[n]['state'] == 'PAUSED',
-                ARRIVAL,
-                lambda: f'{product.children()}',
-            )  # type: ignore[misc]
+        until(lambda: paused(product) == 4, ARRIVAL, lambda: f'four are refused: {product.children()}')
         insert(product, 'good', 'good', 1, 'no JSON')
         until(lambda: sentry.events, ARRIVAL, 'the event is reported')
         for command in (
@@ -224,6 +235,10 @@ def test_no_password_is_told_to_anybody(product: Product, statsd: StatsdServer, 
     assert 'ACCESS_REFUSED' in said['log'], 'RabbitMQ has refused'
     shown = {what: [line for line in text.splitlines() if MARK in line] for what, text in said.items()}
     assert not any(shown.values()), {what: lines for what, lines in shown.items() if lines}
+
+
+def paused(product: Product) -> int:
+    return sum(child['state'] == 'PAUSED' for child in product.children().values())
 
 
 def whole_title(pid: int) -> str:
