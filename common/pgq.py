@@ -189,14 +189,17 @@ class Consumer:
         Raises Fenced, and changes nothing, if the lock or the batch is no longer ours.
         """
         with timed(self._observe, 'settle'), self._session.transaction():
-            if not self.owned():
-                raise Fenced(f'another process owns consumer "{self.name}" of queue "{self.queue}"')
-            if self._session.one(OPEN, (batch.id,), waits='settle') != (True,):
-                raise _finished(batch)
+            self._fence(batch)
             if retries:
                 self._retry(batch, retries)
             if self._call('finish_batch', FINISH, batch.id) != [(1,)]:
                 raise _finished(batch)
+
+    def retry(self, batch: Batch, retries: Sequence[Retry]) -> None:
+        """Put `retries` into the retry queue before the batch is finished. Raises as `settle`."""
+        with timed(self._observe, 'retry'), self._session.transaction():
+            self._fence(batch)
+            self._retry(batch, retries)
 
     def move_retries(self) -> int:
         """Put retries that are due back into their queues, where mikkoo.sql is installed; how many."""
@@ -218,6 +221,12 @@ class Consumer:
     def schema_version(self) -> int | None:
         """As `mikkoo_schema_version`."""
         return mikkoo_schema_version(self._session)
+
+    def _fence(self, batch: Batch) -> None:
+        if not self.owned():
+            raise Fenced(f'another process owns consumer "{self.name}" of queue "{self.queue}"')
+        if self._session.one(OPEN, (batch.id,), waits='settle') != (True,):
+            raise _finished(batch)
 
     def _retry(self, batch: Batch, retries: Sequence[Retry]) -> None:
         if self._raw is None:

@@ -25,6 +25,12 @@ NEAR, FAR = 20, 500  # rows in a slice, where the budget allows so many; else on
 BATCH_SQL = 'select pgq.batch_event_sql(%s)'
 TEXTS = ('ev_type', 'ev_data', 'ev_extra1', 'ev_extra2', 'ev_extra3', 'ev_extra4')
 FIRST_ID = -(2**63)  # no event has a lower id than this
+UNREADABLE = '22'  # SQLSTATE class "data exception"
+BARE = """
+    select ev_id, case when ev_time between '1970-01-01' and '9999-12-01' then ev_time else '1970-01-01' end,
+        ev_txid, ev_retry, null, null, null, null, null, null, %s::text
+    from ({batch}) as batch where ev_id > %s order by ev_id limit 1
+"""
 COLUMNS = 11  # of a Row; two more are the weights of what follows
 CURSOR = """
     declare {name} no scroll cursor for
@@ -39,8 +45,9 @@ CURSOR = """
 
 Observe = Callable[[str, float], None]
 Row = tuple[Any, ...]
-"""The ten columns of pgq.get_batch_events, in its order (worker.event.Event's), and an eleventh: None, or the
-length of the largest text in bytes where texts were over the limit and so come as None."""
+"""The ten columns of pgq.get_batch_events, in its order (worker.event.Event's), and an eleventh: None; or the
+length of the largest text in bytes, where texts were over the limit and so come as None; or why, where the
+values cannot be given (bytes that are no text, a time past the year 9999) and all texts come as None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +88,9 @@ class Reader:
         self._observe = observe
         self._largest_value = largest_value
         self._opened = 0
+        self._batch: Batch | None = None
+        self._last: int | None = None
+        self._singly = 0  # rows to be read one by one, since one of them is unreadable
         self._reading = False
         self._cursor = ''
         # Of the next NEAR rows, and of the next FAR; None: no row follows.
@@ -106,6 +116,7 @@ class Reader:
             if 'batch not found' in str(error):
                 raise Fenced(f'batch {batch.id} is not open: another process finished it') from error
             raise
+        self._batch, self._last = batch, after
         self._weights = (sys.maxsize, sys.maxsize)  # unknown: one row will tell
         self._reading = True
 
@@ -120,10 +131,37 @@ class Reader:
         if near is None or far is None:
             return []
         count = FAR if far <= byte_budget else NEAR if near <= byte_budget else 1
+        if self._singly:
+            self._singly -= 1
+            count = 1
+        try:
+            return self._fetch(count)
+        except DatabaseError as error:
+            if not error.sqlstate.startswith(UNREADABLE) or self._batch is None:
+                raise
+            if count == 1:
+                return self._fetch_bare(self._batch, str(error))
+            self._singly = count
+            self.open(self._batch, self._last)
+            return self.fetch(byte_budget)
+
+    def _fetch(self, count: int) -> list[Row]:
         with timed(self._observe, 'fetch'):
             rows = self._session.fetch(f'fetch forward {count} from {self._cursor}', waits='fetch')
         self._weights = rows[-1][COLUMNS:] if rows else (None, None)
+        if rows:
+            self._last = rows[-1][0]
         return [row[:COLUMNS] for row in rows]
+
+    def _fetch_bare(self, batch: Batch, reason: str) -> list[Row]:
+        """The next row, which is unreadable, without its values; reading goes on behind it."""
+        after = FIRST_ID if self._last is None else self._last
+        self.open(batch, after)
+        [(sql,)] = self._session.fetch(BATCH_SQL, (batch.id,), waits='batch_event_sql')
+        bare = BARE.format(batch=sql.replace('%', '%%'))
+        rows = self._session.fetch(bare, (reason, after), waits='fetch')
+        self.open(batch, rows[-1][0])
+        return rows
 
     def pause(self) -> None:
         """End the transaction; reading goes on by `open(batch, after=the last event's id)`. Never raises."""
@@ -131,7 +169,10 @@ class Reader:
         self._reading = False
         self._session.rollback()
 
-    close = pause
+    def close(self) -> None:
+        """End the transaction and the session. Never raises."""
+        self.pause()
+        self._session.close()
 
     def _declaration(self, batch_sql: str, after: int | None) -> str:
         limit = self._largest_value

@@ -141,7 +141,10 @@ class Session:
         cursor = self._run(sql, args, waits)
         if self._pooled and not self.in_transaction:
             self._check_backend()
-        return cursor.fetchall() if cursor.description else []
+        try:
+            return cursor.fetchall() if cursor.description else []
+        except (ValueError, OverflowError) as error:  # no text, or a time past the year 9999
+            raise DatabaseError(f'{self.where}: a value that Python cannot hold: {error}', '22003') from error
 
     def one(
         self, sql: str, args: Sequence[object] = (), *, waits: str = 'an answer'
@@ -160,10 +163,10 @@ class Session:
         self.begin()
         try:
             yield
+            self.commit()
         except BaseException:
             self.rollback()
             raise
-        self.commit()
 
     def begin(self, options: str = '') -> None:
         """Open a READ COMMITTED transaction; `options` as 'read only'."""
@@ -193,7 +196,7 @@ class Session:
         """End the transaction, if there is one; closes the session where it cannot. Never raises."""
         try:
             if self.in_transaction:
-                with self._pulse.grace(CANCEL_GRACE):
+                with self._pulse.last_act(CANCEL_GRACE):
                     self._run('rollback', (), 'rollback')
         except MikkooError:
             self.close()
@@ -292,7 +295,7 @@ class Session:
         """
         deadline = time.monotonic() + CANCEL_GRACE
         try:
-            with self._pulse.grace(CANCEL_GRACE):
+            with self._pulse.last_act(CANCEL_GRACE):
                 with closing(self._open(self._target, self._pulse, CANCEL_GRACE, CANCEL_GRACE)) as other:
                     other.execute('select pg_cancel_backend(%s)', (self.backend_pid,), waits='cancel')
                 self._poll('cancel', deadline)

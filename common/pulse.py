@@ -126,6 +126,13 @@ class Pulse:
         finally:
             self._grace = before
 
+    @contextmanager
+    def last_act(self, seconds: float) -> Iterator[None]:
+        """As `grace`, but counted from now where the request to stop has come already."""
+        asked = time.monotonic() - self._stop_asked_at if self.stopping else 0.0
+        with self.grace(asked + seconds):
+            yield
+
     def raise_if_stopping(self) -> None:
         """Raise Stopping if the process was asked to stop and no grace is left."""
         if self.stopping and time.monotonic() >= self._stop_due():

@@ -11,7 +11,8 @@ class Event(NamedTuple):
     """One row of pgq.get_batch_events, in its column order.
 
     `time` is aware (UTC offset of the session); `retry` is NULL at the first delivery, then 1, 2, ...
-    `left_out`: bytes of a body that is over the limit and was not fetched (`data` is None then), else None.
+    `left_out`: None; or texts were left out (they are None then), since the largest has so many bytes, more
+    than the limit, or for this reason.
     """
 
     id: int
@@ -24,7 +25,7 @@ class Event(NamedTuple):
     extra2: str | None
     extra3: str | None
     extra4: str | None
-    left_out: int | None = None
+    left_out: int | str | None = None
 
 
 class Message(NamedTuple):

@@ -12,18 +12,17 @@ from mikkoo.worker.event import Event, Message
 class Flight:
     """A message in flight. `returned`: the broker's (code, text) once it came back as unroutable.
 
-    `tag`: its delivery tag when it was last sent; `nacks`: how many times the broker has rejected it.
+    `rounds`: how many times the broker rejected it while it took most others for its exchange.
     """
 
-    __slots__ = ('event', 'message', 'nacks', 'returned', 'size', 'tag')
+    __slots__ = ('event', 'message', 'returned', 'rounds', 'size')
 
     def __init__(self, event: Event, message: Message, size: int) -> None:
         self.event = event
         self.message = message
         self.size = size
         self.returned: tuple[int, str] | None = None
-        self.tag = 0
-        self.nacks = 0
+        self.rounds = 0
 
 
 class Flights:
@@ -44,7 +43,6 @@ class Flights:
     def add(self, flight: Flight) -> int:
         """Register a flight that is sent next; its tag."""
         self.last_tag += 1
-        flight.tag = self.last_tag
         self._by_tag[self.last_tag] = flight
         self._order.append(self.last_tag)
         self.bytes += flight.size
@@ -90,19 +88,22 @@ class Flights:
         A Return bears no delivery tag and comes before the Ack of its message, in publish order; messages
         that are equal in all that comes back are interchangeable. The broker strips the BCC header.
         """
-        wanted = (exchange, routing_key, body, _comparable(properties))
-        for flight in self.outstanding():
-            message = flight.message
-            if (
-                flight.returned is None
-                and message.routing_key == routing_key
-                and message.exchange == exchange
-                and message.body == body
-                and (exchange, routing_key, body, _comparable(message.properties)) == wanted
-            ):
-                flight.returned = (code, text)
-                return True
-        return False
+        alike = [
+            flight
+            for flight in self.outstanding()
+            if flight.returned is None
+            and flight.message.routing_key == routing_key
+            and flight.message.exchange == exchange
+            and flight.message.body == body
+        ]
+        wanted = _comparable(properties)
+        same = [flight for flight in alike if _comparable(flight.message.properties) == wanted]
+        if not same:  # an interceptor of the broker's has added to it
+            message_id = properties.get('message_id')
+            same = [flight for flight in alike if flight.message.properties.get('message_id') == message_id]
+        if same:
+            same[0].returned = (code, text)
+        return bool(same)
 
 
 def _comparable(properties: Mapping[str, Any]) -> dict[str, Any]:

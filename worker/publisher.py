@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from mikkoo.common.amqp import Ack, ChannelClosed, Link, Nack, PublisherChannel, Returned, Signal, Synced
-from mikkoo.common.backoff import Backoff
 from mikkoo.common.errors import BrokerLost, EventError
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
@@ -22,11 +21,11 @@ from mikkoo.worker.event import Event, Message
 from mikkoo.worker.exchanges import Exchanges, Refusal
 from mikkoo.worker.flights import Flight, Flights
 from mikkoo.worker.frames import encoder
+from mikkoo.worker.rejected import MOST_ROUNDS, Rejected
 from mikkoo.worker.verdict import Failure, Kind
 
 CHUNK_MESSAGES = 64  # messages in one write: fewer system calls, and acks that come in bulk
 CHUNK_BYTES = 64 * 1024
-MOST_NACKS = 10  # rejections of one message, while others pass, that count as its failure
 WAIT_SLICE = 1.0  # seconds between two looks at the clock while nothing happens
 
 
@@ -50,13 +49,11 @@ class Publisher:
         self._exchanges = Exchanges(self._look_up, settings.retry_delay)
         self._failures: list[Failure] = []
         self._backlog: deque[Flight] = deque()  # taken, to be sent
-        self._nacked: deque[Flight] = deque()  # rejected, to be sent again at _resend_at
-        self._nack_backoff = Backoff(first=0.1, most=5.0)
-        self._resend_at = 0.0
-        self._confirmed: dict[str, int] = {}  # exchange to last tag, kept once something was nacked
+        self._nacked = Rejected()
         self._progress_at = self._answer_due_from = time.monotonic()
         self.delivered = self.returned = self.nacked = self.repeated = self.alarms = 0
         self._was_blocked = False
+        self._unsent = 0
         self.last_delivered: Event | None = None
         self._open_channel()
 
@@ -73,6 +70,7 @@ class Publisher:
         """Send one message, once there is room. EventError: it cannot be encoded, and was not taken."""
         data = self._encode(message)
         flight = Flight(event, message, len(data))
+        self._start_clocks()
         if self._exchanges.known(message.exchange):
             self._send(flight, data)
             self._make_room()
@@ -81,11 +79,12 @@ class Publisher:
 
     def resend(self, flights: Iterable[Flight]) -> None:
         """Take and send flights, such as what another link left unjudged."""
+        self._start_clocks()
         self._backlog.extend(flights)
         while self._backlog:
-            flight = self._next_of_backlog()
-            if flight is not None:
-                self._send(flight, self._encode(flight.message))
+            taken = self._next_of_backlog()
+            if taken is not None:
+                self._send(*taken)
                 self._make_room()
 
     def look(self) -> None:
@@ -97,7 +96,12 @@ class Publisher:
         self._flush()
         self._ask_for_sync()
         while self.in_flight:
+            self.resend(())
             self._wait()
+
+    def _start_clocks(self) -> None:
+        if not self.in_flight:  # until now nothing was due from the broker
+            self._progress_at = self._answer_due_from = time.monotonic()
 
     def take_failures(self) -> list[Failure]:
         """Failures since the last call."""
@@ -106,12 +110,11 @@ class Publisher:
 
     def unjudged(self) -> list[Flight]:
         """All that was taken and is not judged, in the order of the events."""
-        flights = [*self._flights.outstanding(), *self._nacked, *self._backlog]
+        flights = [*self._flights.outstanding(), *self._nacked.held(), *self._backlog]
         return sorted(flights, key=lambda flight: flight.event.id)
 
     def _open_channel(self) -> None:
         self._flights = Flights()
-        self._confirmed.clear()  # tags begin anew
         self._chunk: list[bytes] = []
         self._chunk_bytes = 0
         self._sync_marks: deque[int] = deque()  # the last tag before each round trip that was asked for
@@ -120,27 +123,30 @@ class Publisher:
         self._encode = encoder(self._channel.number, self._link.frame_max)
 
     def _look_up(self, exchange: str) -> Refusal | None:
+        while self._link.blocked is not None:  # it would answer only when that is over
+            self._wait()
         closed = self._link.exchange_exists(exchange)
         return None if closed is None else Refusal(closed.code, closed.text)
 
-    def _next_of_backlog(self) -> Flight | None:
+    def _next_of_backlog(self) -> tuple[Flight, bytes] | None:
         """Take the next one, or judge it: refused by its exchange, or too large for this link's frames.
 
         It leaves the backlog only after the exchange was looked up, which may lose the link.
         """
         flight = self._backlog[0]
         refusal = self._exchanges.refusal(flight.message.exchange)
+        if not self._backlog or self._backlog[0] is not flight:
+            return None  # others came before it, or took it, while an alarm was waited for
         self._backlog.popleft()
         flight.returned = None
         if refusal is not None:
             self._failures.append(Failure(flight.event, Kind.REFUSED, *refusal))
             return None
         try:
-            self._encode(flight.message)
+            return flight, self._encode(flight.message)
         except EventError as error:
             self._failures.append(Failure(flight.event, Kind.UNTRANSLATABLE, 0, str(error), error.permanent))
             return None
-        return flight
 
     def _send(self, flight: Flight, data: bytes) -> None:
         self._flights.add(flight)
@@ -170,26 +176,29 @@ class Publisher:
             self._channel.sync()
 
     def _make_room(self) -> None:
-        if self._outstanding() < self._window and self._flights.bytes < self._window_bytes:
+        if self._outstanding() < self._window and self._bytes() < self._window_bytes:
             return
         self._flush()
         self._ask_for_sync()
         # Not only until one fits: room for a chunk keeps the writes large.
         low = max(0, self._window - CHUNK_MESSAGES)
-        while self._outstanding() > low or self._flights.bytes >= self._window_bytes:
+        while self._outstanding() > low or self._bytes() >= self._window_bytes:
             self._wait()
 
     def _outstanding(self) -> int:
         """What the broker owes an answer for or has rejected. Not the backlog: it waits for this room."""
         return len(self._flights) + len(self._nacked)
 
+    def _bytes(self) -> int:
+        return self._flights.bytes + self._nacked.bytes
+
     def _wait(self) -> None:
         """Wait for news of what is in flight, for a time slice at most."""
-        if self._nacked and time.monotonic() >= self._resend_at:
+        if self._nacked and time.monotonic() >= self._nacked.due:
             self._resend_nacked()
         timeout = WAIT_SLICE
         if self._nacked:
-            timeout = min(timeout, max(0.0, self._resend_at - time.monotonic()))
+            timeout = min(timeout, max(0.0, self._nacked.due - time.monotonic()))
         self._pulse.wait(self._waits_for(), timeout, read=[self._link.fileno()])
         self._absorb()
         self._check_progress()
@@ -208,7 +217,8 @@ class Publisher:
         self._was_blocked = blocked
         if now - self._progress_at >= WAIT_SLICE:
             self._idle(now - self._progress_at)
-        if blocked or not len(self._flights):
+        sending, self._unsent = self._link.unsent < self._unsent, self._link.unsent
+        if blocked or sending or not len(self._flights):
             self._answer_due_from = now
         elif now - self._answer_due_from > self._confirm_timeout:
             raise BrokerLost(
@@ -225,14 +235,16 @@ class Publisher:
     def _signals(self) -> list[Signal]:
         signals = self._channel.signals()
         if signals:
-            self._progress_at = self._answer_due_from = time.monotonic()
+            self._answer_due_from = time.monotonic()
         return signals
 
     def _hear(self, signal: Signal) -> None:
         if isinstance(signal, Ack):
             self._judged(self._flights.take(signal.tag, signal.multiple))
         elif isinstance(signal, Nack):
-            self._rejected(self._flights.take(signal.tag, signal.multiple))
+            rejected = self._flights.take(signal.tag, signal.multiple)
+            self.nacked += len(rejected)
+            self._nacked.add(rejected, time.monotonic())
         elif isinstance(signal, Synced):
             self._judged(self._flights.take(self._sync_marks.popleft(), True))
         elif isinstance(signal, Returned) and not self._flights.mark_returned(*signal):
@@ -242,10 +254,8 @@ class Publisher:
             )
 
     def _judged(self, flights: list[Flight]) -> None:
-        if self.nacked:
-            for flight in flights:
-                self._confirmed[flight.message.exchange] = flight.tag
-            self._nack_backoff.reset()
+        self._progress_at = time.monotonic()
+        self._nacked.passed(flights)
         for flight in flights:
             if flight.returned is None:
                 self.delivered += 1
@@ -254,31 +264,18 @@ class Publisher:
                 self.returned += 1
                 self._failures.append(Failure(flight.event, Kind.RETURNED, *flight.returned))
 
-    def _rejected(self, flights: list[Flight]) -> None:
-        """A Nack is back-pressure, such as a full queue's: the message is sent again later."""
-        for flight in flights:
-            self.nacked += 1
-            flight.nacks += 1
-            flight.returned = None
-            if not self._nacked:
-                self._resend_at = time.monotonic() + self._nack_backoff.next()
-            self._nacked.append(flight)
-
     def _resend_nacked(self) -> None:
-        for _ in range(len(self._nacked)):
-            if self._nacked:  # a closed channel may have taken them over meanwhile
-                flight = self._nacked.popleft()
-                if self._is_singled_out(flight):
-                    text = f'{flight.nacks} times, while later messages to its exchange were confirmed'
-                    self._failures.append(Failure(flight.event, Kind.NACKED, 0, text))
-                else:
-                    self._send(flight, self._encode(flight.message))
+        again, failed = self._nacked.take()
+        self._backlog.extendleft(reversed(again))
+        text = f'in {MOST_ROUNDS} sendings, while most others to its exchange were confirmed'
+        self._failures += [Failure(flight.event, Kind.NACKED, 0, text) for flight in failed]
+        for _ in again:
+            if self._backlog:  # a closed channel may have emptied it meanwhile
+                taken = self._next_of_backlog()
+                if taken is not None:
+                    self._send(*taken)
         self._flush()
         self._ask_for_sync()
-
-    def _is_singled_out(self, flight: Flight) -> bool:
-        """Whether the broker keeps rejecting it, and takes others that were sent after it."""
-        return flight.nacks >= MOST_NACKS and self._confirmed.get(flight.message.exchange, 0) > flight.tag
 
     def _isolate(self) -> None:
         """The broker closed the channel over one message and tells not which: send the unjudged one by one.
@@ -292,13 +289,13 @@ class Publisher:
         self._exchanges.forget()
         self._open_channel()
         while self._backlog:
-            flight = self._next_of_backlog()
-            if flight is not None:
-                self._send_alone(flight)
+            taken = self._next_of_backlog()
+            if taken is not None:
+                self._send_alone(*taken)
 
-    def _send_alone(self, flight: Flight) -> None:
+    def _send_alone(self, flight: Flight, data: bytes) -> None:
         self._flights.add(flight)
-        self._channel.send(self._encode(flight.message))
+        self._channel.send(data)
         self._ask_for_sync()
         while len(self._flights):
             self._pulse.wait('one confirm, after a closed channel', WAIT_SLICE, read=[self._link.fileno()])

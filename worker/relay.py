@@ -13,16 +13,16 @@ from collections.abc import Iterator
 
 from mikkoo.common import metrics as names
 from mikkoo.common.backoff import Backoff
-from mikkoo.common.errors import DatabaseError, EventError, Fenced, Outage, Stopping
+from mikkoo.common.errors import DatabaseError, DatabaseLost, EventError, Fenced, Stopping
 from mikkoo.common.metrics import Metrics
-from mikkoo.common.pgq import Batch, Consumer, Reader
+from mikkoo.common.pgq import SCHEMA_VERSION, Batch, Consumer, Reader
 from mikkoo.common.postgres import Session
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
 from mikkoo.worker.event import Event
 from mikkoo.worker.identity import origin
 from mikkoo.worker.outlet import Outlet
-from mikkoo.worker.settling import settle
+from mikkoo.worker.settling import Settling
 from mikkoo.worker.translate import Translator
 from mikkoo.worker.verdict import Failure, Kind
 
@@ -33,6 +33,7 @@ STANDBY_INTERVAL = 2.0  # seconds between attempts to become the owner of the qu
 READER_PATIENCE = 5.0  # seconds without a confirm after which the reading transaction is ended
 OWNER_CHECK = 5.0  # seconds between looks at whether the lock is still ours, in the middle of a batch
 WARNING_INTERVAL = 60.0  # seconds between two log lines of one kind about what was ignored in events
+MOVED_AT_ONCE = 10_000  # mikkoo.move_retries() moves no more in one call
 PENDING_INTERVAL = 5.0  # seconds between looks at how far behind the consumer is
 
 
@@ -73,6 +74,7 @@ class Relay:
 
     def numbers(self) -> dict[str, float]:
         """The counters of `mikkood status`."""
+        self._outlet.count()
         return {**self._metrics.totals(), names.IN_FLIGHT.name: self._outlet.in_flight}
 
     def measure(self, now: float) -> None:
@@ -96,7 +98,7 @@ class Relay:
         self._consumer = consumer
         self._translate = self._translator()
         self._due.append(time.monotonic())  # retries that a former owner left are moved at once
-        self._backoff.reset()
+        self._check_schema(consumer)
         LOGGER.info('relaying queue %s as consumer %s', settings.queue, settings.consumer_name)
 
     def _stand_by(self, consumer: Consumer) -> None:
@@ -118,6 +120,17 @@ class Relay:
             on_warning=self._on_warning,
         )
 
+    def _check_schema(self, consumer: Consumer) -> None:
+        version = consumer.schema_version()
+        if version != SCHEMA_VERSION:
+            found = 'is not installed' if version is None else f'has version {version}'
+            LOGGER.warning(
+                'mikkoo.sql %s in the database of %s; this Mikkoo brings version %d: mikkood sql | psql',
+                found,
+                self._settings.queue,
+                SCHEMA_VERSION,
+            )
+
     def _relay_next(self) -> None:
         """One turn: the next batch, or the wait for one."""
         self._outlet.open()
@@ -128,26 +141,29 @@ class Relay:
         self._look_at_pending()
         if batch is None:
             self._await_tick()
-            return
-        with self._pulse.grace(GRACE):
-            self._relay(batch)
+        else:
+            with self._pulse.grace(GRACE):
+                self._relay(batch)
+        self._backoff.reset()  # not earlier: a batch that cannot be settled is repeated
 
     def _relay(self, batch: Batch) -> None:
-        failures: list[Failure] = []
-        assert self._translate is not None
+        assert self._consumer is not None and self._translate is not None
+        settling = Settling(self._consumer, batch, self._settings, self._metrics, self._pulse)
         translate, publish = self._translate, self._outlet.publish
-        for event in self._events(batch):
+        for event in self._events(batch, settling):
             try:
                 if event.left_out is not None:
-                    raise EventError('ev_data', f'{event.left_out} bytes are more than the broker takes')
+                    raise left_out(event.left_out)
                 publish(event, translate(event))
             except EventError as error:
-                failures.append(Failure(event, Kind.UNTRANSLATABLE, 0, str(error), error.permanent))
+                settling.add([Failure(event, Kind.UNTRANSLATABLE, 0, str(error), error.permanent)])
         self._outlet.drain()
-        failures += self._outlet.take_failures()
-        self._settle(batch, failures)
+        settling.add(self._outlet.take_failures())
+        settling.finish()
+        if settling.retried:
+            self._due.append(time.monotonic() + self._settings.retry_delay)
 
-    def _events(self, batch: Batch) -> Iterator[Event]:
+    def _events(self, batch: Batch, settling: Settling) -> Iterator[Event]:
         """The batch's events, a slice in memory at a time; survives a reading transaction that was ended."""
         reader = self._reader
         assert reader is not None
@@ -160,18 +176,13 @@ class Relay:
             if not rows:
                 break
             last = rows[-1][0]
-            self._outlet.count()
+            settling.add(self._outlet.take_failures())
             self._pulse.state('running')
             self._pulse.beat('the next slice')
             self._pulse.raise_if_stopping()
             self._check_ownership()
             yield from map(Event._make, rows)
         reader.pause()
-
-    def _settle(self, batch: Batch, failures: list[Failure]) -> None:
-        assert self._consumer is not None
-        if settle(self._consumer, batch, failures, self._settings, self._metrics, self._pulse):
-            self._due.append(time.monotonic() + self._settings.retry_delay)
 
     def _await_tick(self) -> None:
         """Until a tick is announced, a retry is due, the link has news, or wait_duration is over."""
@@ -180,13 +191,15 @@ class Relay:
         if self._due:
             timeout = min(timeout, max(0.0, self._due[0] - time.monotonic()))
         deadline = time.monotonic() + timeout
-        while (left := deadline - time.monotonic()) > 0:
+        # A notification may have come with the answer to a query: the socket does not tell of it.
+        while not self._has_ticked() and (left := deadline - time.monotonic()) > 0:
             read = [self._control.fileno(), *self._outlet.filenos()]
             ready, _ = self._pulse.wait(f'a tick of {self._settings.queue}', left, read=read)
-            if self._consumer is not None and self._consumer.ticked():
-                return
             if ready and ready != [self._control.fileno()]:
                 self._outlet.open()
+
+    def _has_ticked(self) -> bool:
+        return self._consumer is not None and self._consumer.ticked()
 
     def _move_retries(self) -> None:
         """Bring back the retries that are due; the next tick shows them (PgQ moves none by itself)."""
@@ -194,7 +207,8 @@ class Relay:
         if self._due and time.monotonic() >= self._due[0]:
             while self._due and time.monotonic() >= self._due[0]:
                 self._due.popleft()
-            self._consumer.move_retries()
+            if self._consumer.move_retries() >= MOVED_AT_ONCE:
+                self._due.appendleft(time.monotonic())
 
     def _look_at_pending(self) -> None:
         assert self._consumer is not None
@@ -235,11 +249,12 @@ class Relay:
             self._warned_at[kind] = now
             LOGGER.warning('queue %s: %s', self._settings.queue, text)
 
-    def _lose(self, error: Outage) -> None:
-        """PostgreSQL is out: drop everything, and wait."""
+    def _lose(self, error: DatabaseError) -> None:
+        """PostgreSQL is out, or refuses: drop everything, and wait."""
         self._drop()
         delay = self._backoff.next()
-        LOGGER.warning('PostgreSQL is out: %s; next attempt in %.1f s', error, delay)
+        what = 'PostgreSQL is out' if isinstance(error, DatabaseLost) else 'PostgreSQL refuses'
+        LOGGER.warning('%s: %s; next attempt in %.1f s', what, error, delay)
         self._pulse.state('paused', f'PostgreSQL: {error}')
         self._pulse.sleep(f'PostgreSQL to come back: {error}', delay)
 
@@ -261,3 +276,10 @@ class Relay:
         if self._control is not None:
             self._control.close()
         self._control = self._consumer = self._reader = None
+
+
+def left_out(why: int | str) -> EventError:
+    """The failure of an event whose texts PostgreSQL's reader left out, see Event."""
+    if isinstance(why, int):
+        return EventError('event', f'a text of {why:,} bytes, not shown here, is more than RabbitMQ takes')
+    return EventError('event', f'cannot be read: {why}')

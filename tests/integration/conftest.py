@@ -10,8 +10,10 @@ import pytest
 
 from tests.conftest import Database
 from tests.integration.product import Product
+from tests.integration.relaying import Scene
 from tests.integration.supervised import Supervised
 from tests.servers.pgqd import Pgqd
+from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import RabbitServer
 
 
@@ -47,3 +49,17 @@ def product(
     yield made
     made.close()
     print(made.logged()[-20_000:])
+
+
+@pytest.fixture
+def scene(database: Database, rabbitmq: RabbitServer, vhost: str) -> Iterator[Scene]:
+    """A PgQ queue, an exchange and a queue, for a worker without a supervisor."""
+    made = Scene(database, rabbitmq, vhost)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def to_broker(rabbitmq: RabbitServer, proxy_factory: Callable[[str, int], Proxy]) -> Proxy:
+    """A proxy before the broker."""
+    return proxy_factory(rabbitmq.host, rabbitmq.port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from mikkoo.common.pipe import Pipe
 from mikkoo.common.settings import BrokerSettings, Telemetry, WorkerSettings
 from mikkoo.worker.main import run
 from tests.conftest import Database
+from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.waiting import until
 
@@ -202,3 +204,19 @@ class Scene:
         self.channel.basic_ack(taken[-1][0].delivery_tag, multiple=True)
         self.channel.cancel()  # what came beyond the count goes back
         return taken
+
+
+def bodies(scene: Scene, queue: str = 'arrivals') -> list[int]:
+    """The n of each body that a queue holds, in its order; taken."""
+    return [json.loads(body)['n'] for _, _, body in scene.take(queue)]
+
+
+def peak_memory(worker: Worker) -> int:
+    """KiB resident, at most so far."""
+    with open(f'/proc/{worker.process.pid}/status') as status:
+        return next(int(line.split()[1]) for line in status if line.startswith('VmHWM'))
+
+
+def through(proxy: Proxy, vhost: str) -> BrokerSettings:
+    """Settings for a broker behind a proxy."""
+    return BrokerSettings(nodes=(('127.0.0.1', proxy.port),), vhost=vhost)
