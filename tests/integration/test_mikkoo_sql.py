@@ -782,7 +782,7 @@ def test_on_pgq_without_c_functions(
             reader.open(batch)
             [row] = reader.fetch(1)
             assert (row[3], row[5]) == (count, 'body')
-            reader.close()
+            reader.pause()
             consumer.settle(batch, [Retry(row, 0.0)])
             assert consumer.move_retries() == 1
     finally:

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class Relay:
         rows: list[Row] = []
         while more := self.reader.fetch(budget):
             rows += more
-        self.reader.close()
+        self.reader.pause()
         return rows
 
     def relay(self, retry: Callable[[Row], bool] = lambda row: False, at: float = 0.0) -> list[Row]:
@@ -630,8 +631,33 @@ def test_memory_does_not_grow_with_the_batch_and_a_stop_ends_a_long_fetch(
     thread.join()
     assert stopped - asked[0] < 1.0 * 3
     assert not relay.second.closed
-    relay.reader.close()
+    relay.reader.pause()
     assert not relay.second.in_transaction
+    relay.reader.close()
+    assert relay.second.closed
+
+
+def test_bytes_that_are_no_text_are_set_apart(postgres: PostgresServer) -> None:
+    """In a database without an encoding; the server refuses to convert them for us."""
+    name = f'ascii_{uuid.uuid4().hex[:8]}'
+    postgres.execute(f"create database {name} encoding 'SQL_ASCII' template template0")
+    try:
+        execute = partial(postgres.execute, dbname=name)
+        execute('create extension pgq')
+        execute("select pgq.create_queue('q'); select pgq.register_consumer('q', 'mikkoo')")
+        body = r"case when n = 601 then convert_from('\xe9', 'SQL_ASCII') else n::text end"
+        execute(f"select count(pgq.insert_event('q', 'key', {body})) from generate_series(1, 1200) as n")
+        execute("select pgq.force_tick('q')")
+        execute("select pgq.ticker('q')")
+        relay = Relay(postgres.url(name), 'q')
+        try:
+            rows = relay.read(relay.next_batch())
+        finally:
+            relay.close()
+        assert [row[5] for row in rows] == [None if n == 601 else str(n) for n in range(1, 1201)]
+        assert 'invalid byte sequence' in rows[600][10] and {row[10] for row in rows} == {None, rows[600][10]}
+    finally:
+        postgres.drop_database(name)
 
 
 # Waking

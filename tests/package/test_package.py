@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -14,14 +15,28 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers.waiting import until
+
 TOP = Path(__file__).parents[2]
 SHIPPED = ['mikkoo.sql', 'etc/mikkoo.yml']
+CONFIGURATION = """
+Application:
+  workers:
+    test:
+      postgres_url: postgresql://127.0.0.1:1/nowhere
+      rabbitmq: {host: '127.0.0.1:1'}
+Logging:
+  version: 1
+  handlers: {file: {class: logging.FileHandler, filename: mikkoo.log}}
+  root: {level: INFO, handlers: [file]}
+"""
 ROOMS = ['common', 'worker', 'supervisor']
 
 
-def run(*command: str | Path, cwd: Path, expect: int = 0) -> str:
+def run(*command: str | Path, cwd: Path, expect: int = 0, **environment: str) -> str:
     """Run a program away from the source tree; its output, or a failure that shows it."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(('PYTHON', 'MIKKOO'))}
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith(('PYTHON', 'MIKKOO'))}
+    env = {**inherited, **environment}
     done = subprocess.run(
         list(map(str, command)), cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -74,12 +89,12 @@ def test_the_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     assert not strangers
 
 
-def test_the_wheel_holds_its_licence_and_bounds_only_rabbitpy(wheel: Path) -> None:
+def test_the_wheel_holds_its_licence_and_bounds_those_whose_private_names_are_used(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (metadata,) = (archive.read(name).decode() for name in archive.namelist() if name.endswith('/METADATA'))
     assert 'License-Expression: BSD-3-Clause' in metadata
     assert any(name.endswith('/licenses/LICENSE') for name in archive.namelist())
-    assert re.findall(r'^Requires-Dist: (\S+)<', metadata, re.M) == ['rabbitpy']
+    assert re.findall(r'^Requires-Dist: (\S+)<', metadata, re.M) == ['rabbitpy', 'statsd']
 
 
 def test_the_sdist_holds_the_tests_and_scripts_too(sdist: Path) -> None:
@@ -122,6 +137,21 @@ def test_the_shipped_example_is_a_valid_configuration(programs: Path, tmp_path: 
 def test_a_wrong_configuration_is_refused(programs: Path, tmp_path: Path) -> None:
     (tmp_path / 'wrong.yml').write_text('Application: {workers: {test: {confirm: perhaps}}}\n')
     assert 'confirm' in run(programs / 'mikkood', 'check', '-c', 'wrong.yml', cwd=tmp_path, expect=78)
+
+
+def test_the_daemon_starts_shows_its_worker_and_stops(programs: Path, tmp_path: Path) -> None:
+    """Detaching, and the worker's spawn from an installed console script; there are no servers here."""
+    (tmp_path / 'mikkoo.yml').write_text(CONFIGURATION)
+    mikkood = (programs / 'mikkood', '-c', 'mikkoo.yml')
+    place = {'MIKKOO_RUNTIME_DIR': str(tmp_path / 'run')}
+    run(*mikkood, 'start', cwd=tmp_path, **place)
+    try:
+        until(lambda: 'PAUSED' in run(*mikkood, 'status', cwd=tmp_path, **place), 30, 'the worker waits')
+        status = json.loads(run(*mikkood, 'status', '--json', cwd=tmp_path, **place))
+        assert status['children'][0]['reason'].startswith('PostgreSQL')
+    finally:
+        run(*mikkood, 'stop', cwd=tmp_path, **place)
+    run(*mikkood, 'status', cwd=tmp_path, expect=3, **place)
 
 
 def test_the_lower_bounds_under_test_are_those_of_the_package() -> None:
