@@ -79,20 +79,6 @@ def prepared(settings: Mapping[str, Any], foreground: bool) -> dict[str, Any]:
     return config
 
 
-def kept_files() -> list[int]:
-    """Descriptors of the handlers' files and sockets, for a process that closes all others."""
-    found = []
-    for handler in _applied.handlers:
-        for name in ('stream', 'socket', 'sock'):
-            try:
-                number = getattr(handler, name).fileno()
-            except (AttributeError, OSError, ValueError):  # has none, is closed, is no real file
-                continue
-            if number > 2:
-                found.append(number)
-    return found
-
-
 def reopen() -> None:
     """Open the log files again whose name has come to mean another file: logrotate moved them away."""
     import logging.handlers

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from mikkoo.common.log_handlers import QUIET, QUIET_LEVEL, configure, kept_files, reopen
+from mikkoo.common.log_handlers import QUIET, QUIET_LEVEL, configure, reopen
 from mikkoo.common.log_pipe import LOST, PipeHandler, to_record
 from mikkoo.common.pipe import Pipe
 
-__all__ = ['JsonFormatter', 'child', 'configure', 'handle', 'kept_files', 'reopen', 'set_levels', 'take_lost']
+__all__ = ['JsonFormatter', 'child', 'configure', 'handle', 'reopen', 'set_levels', 'take_lost']
 
 _levelled: set[str] = set()  # loggers that `set_levels` has given a level
 
