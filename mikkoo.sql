@@ -15,7 +15,7 @@
 
 DO $mikkoo$
 DECLARE
-    shipped CONSTANT integer := 1;  -- the version that this file makes; each has its upgrade below
+    shipped CONSTANT integer := 2;  -- the version that this file makes; each has its upgrade below
     installed integer;
     owner name;
     role_name name;
@@ -122,6 +122,50 @@ BEGIN
         DROP INDEX IF EXISTS mikkoo.audit_message_id;
         CREATE INDEX audit_published_at ON mikkoo.audit (published_at);
         INSERT INTO mikkoo.schema_version (version) VALUES (1);
+    END IF;
+
+    IF installed < 2 THEN
+        CREATE TABLE mikkoo.dead_letter (
+            id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            queue          text NOT NULL,
+            consumer       text NOT NULL,
+            event_id       bigint NOT NULL,
+            event_time     timestamptz NOT NULL,
+            event_txid     bigint NOT NULL,
+            attempts       integer NOT NULL,
+            exchange       text,
+            routing_key    text,
+            payload        text,
+            content_type   text,
+            properties     text,
+            headers        text,
+            reason_code    text NOT NULL,
+            reason         text NOT NULL,
+            first_failed_at timestamptz NOT NULL,
+            last_failed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+            dead_at        timestamptz NOT NULL DEFAULT now()
+        );
+        CREATE INDEX dead_letter_dead_at ON mikkoo.dead_letter (queue, consumer, dead_at);
+        CREATE TABLE mikkoo.failing_event (
+            queue           text NOT NULL,
+            consumer        text NOT NULL,
+            event_id        bigint NOT NULL,
+            event_time      timestamptz NOT NULL,
+            first_failed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+            CONSTRAINT failing_event_pkey PRIMARY KEY (queue, consumer, event_id, event_time)
+        );
+        CREATE TABLE mikkoo.batch_progress (
+            queue            text NOT NULL,
+            consumer         text NOT NULL,
+            batch_id         bigint NOT NULL,
+            tick_id          bigint NOT NULL,
+            previous_tick_id bigint NOT NULL,
+            tick_time        timestamptz NOT NULL,
+            last_event_id    bigint NOT NULL,
+            saved_at         timestamptz NOT NULL DEFAULT now(),
+            CONSTRAINT batch_progress_pkey PRIMARY KEY (queue, consumer)
+        );
+        INSERT INTO mikkoo.schema_version (version) VALUES (2);
     END IF;
 
     -- Inserting events ----------------------------------------------------------------------------------------
@@ -316,7 +360,8 @@ Returns how many; call it again if that is 10,000.';
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature::regprocedure);
     END LOOP;
     REVOKE ALL ON SCHEMA mikkoo FROM PUBLIC;
-    REVOKE ALL ON mikkoo.audit, mikkoo.schema_version FROM PUBLIC;
+    REVOKE ALL ON mikkoo.audit, mikkoo.schema_version, mikkoo.dead_letter, mikkoo.failing_event,
+        mikkoo.batch_progress FROM PUBLIC;
 
     GRANT USAGE ON SCHEMA mikkoo TO mikkoo_producer, mikkoo_relay;
     GRANT EXECUTE ON FUNCTION
@@ -328,6 +373,9 @@ Returns how many; call it again if that is 10,000.';
         TO mikkoo_producer;
     GRANT EXECUTE ON FUNCTION mikkoo.move_retries() TO mikkoo_relay;
     GRANT SELECT ON mikkoo.schema_version TO mikkoo_relay;
+    GRANT SELECT, INSERT, DELETE ON mikkoo.dead_letter TO mikkoo_relay;
+    GRANT SELECT, INSERT, DELETE ON mikkoo.failing_event TO mikkoo_relay;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON mikkoo.batch_progress TO mikkoo_relay;
 
     -- Retries cost milliseconds with it, and a scan of the batch for each event without.
     BEGIN
@@ -379,6 +427,44 @@ Returns how many; call it again if that is 10,000.';
     COMMENT ON COLUMN mikkoo.audit.received_at IS 'When the audit saw the message in RabbitMQ; NULL: not yet';
     COMMENT ON CONSTRAINT audit_pkey ON mikkoo.audit IS 'Holds published_at so that the table can be partitioned by it';
     COMMENT ON INDEX mikkoo.audit_published_at IS 'For looking at, and deleting, records by age';
+
+    COMMENT ON TABLE mikkoo.dead_letter IS 'Events that were given up, whole, each with its reason: mikkood dead-letters.';
+    COMMENT ON COLUMN mikkoo.dead_letter.id IS 'Number of the dead letter';
+    COMMENT ON COLUMN mikkoo.dead_letter.queue IS 'PgQ queue';
+    COMMENT ON COLUMN mikkoo.dead_letter.consumer IS 'PgQ consumer that gave it up';
+    COMMENT ON COLUMN mikkoo.dead_letter.event_id IS 'PgQ event id';
+    COMMENT ON COLUMN mikkoo.dead_letter.event_time IS 'When the event was inserted';
+    COMMENT ON COLUMN mikkoo.dead_letter.event_txid IS 'Transaction of its last delivery';
+    COMMENT ON COLUMN mikkoo.dead_letter.attempts IS 'How many times it was tried';
+    COMMENT ON COLUMN mikkoo.dead_letter.exchange IS 'Exchange (ev_extra1)';
+    COMMENT ON COLUMN mikkoo.dead_letter.routing_key IS 'Routing key (ev_type)';
+    COMMENT ON COLUMN mikkoo.dead_letter.payload IS 'Message body (ev_data)';
+    COMMENT ON COLUMN mikkoo.dead_letter.content_type IS 'AMQP property content_type (ev_extra2)';
+    COMMENT ON COLUMN mikkoo.dead_letter.properties IS 'AMQP properties, a JSON object (ev_extra3)';
+    COMMENT ON COLUMN mikkoo.dead_letter.headers IS 'AMQP headers, a JSON object (ev_extra4)';
+    COMMENT ON COLUMN mikkoo.dead_letter.reason_code IS 'untranslatable, returned, refused or nacked';
+    COMMENT ON COLUMN mikkoo.dead_letter.reason IS 'What was wrong at the last attempt';
+    COMMENT ON COLUMN mikkoo.dead_letter.first_failed_at IS 'When it failed first';
+    COMMENT ON COLUMN mikkoo.dead_letter.last_failed_at IS 'When it failed last';
+    COMMENT ON COLUMN mikkoo.dead_letter.dead_at IS 'When it was given up';
+    COMMENT ON INDEX mikkoo.dead_letter_dead_at IS 'For listing dead letters of a queue by age';
+    COMMENT ON TABLE mikkoo.failing_event IS 'When events that are being retried failed first.';
+    COMMENT ON COLUMN mikkoo.failing_event.queue IS 'PgQ queue';
+    COMMENT ON COLUMN mikkoo.failing_event.consumer IS 'PgQ consumer';
+    COMMENT ON COLUMN mikkoo.failing_event.event_id IS 'PgQ event id';
+    COMMENT ON COLUMN mikkoo.failing_event.event_time IS 'When the event was inserted';
+    COMMENT ON COLUMN mikkoo.failing_event.first_failed_at IS 'When it failed first';
+    COMMENT ON CONSTRAINT failing_event_pkey ON mikkoo.failing_event IS 'An event id alone may come twice after a failover';
+    COMMENT ON TABLE mikkoo.batch_progress IS 'How far a batch that is being relayed has got; removed when it is finished.';
+    COMMENT ON COLUMN mikkoo.batch_progress.queue IS 'PgQ queue';
+    COMMENT ON COLUMN mikkoo.batch_progress.consumer IS 'PgQ consumer';
+    COMMENT ON COLUMN mikkoo.batch_progress.batch_id IS 'PgQ batch; with the ticks, which batch this row is about';
+    COMMENT ON COLUMN mikkoo.batch_progress.tick_id IS 'Tick that ends the batch';
+    COMMENT ON COLUMN mikkoo.batch_progress.previous_tick_id IS 'Tick that begins the batch';
+    COMMENT ON COLUMN mikkoo.batch_progress.tick_time IS 'Time of the tick that ends the batch';
+    COMMENT ON COLUMN mikkoo.batch_progress.last_event_id IS 'Every event up to this one is judged';
+    COMMENT ON COLUMN mikkoo.batch_progress.saved_at IS 'When this was saved';
+    COMMENT ON CONSTRAINT batch_progress_pkey ON mikkoo.batch_progress IS 'A consumer has one open batch at a time';
 
     -- A transaction around this file goes on as it was.
     PERFORM set_config('client_min_messages', verbosity, true);
