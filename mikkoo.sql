@@ -143,7 +143,8 @@ BEGIN
             reason         text NOT NULL,
             first_failed_at timestamptz NOT NULL,
             last_failed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
-            dead_at        timestamptz NOT NULL DEFAULT now()
+            dead_at        timestamptz NOT NULL DEFAULT now(),
+            CONSTRAINT dead_letter_event UNIQUE (queue, consumer, event_id, event_time)
         );
         CREATE INDEX dead_letter_dead_at ON mikkoo.dead_letter (queue, consumer, dead_at);
         CREATE TABLE mikkoo.failing_event (
@@ -373,7 +374,7 @@ Returns how many; call it again if that is 10,000.';
         TO mikkoo_producer;
     GRANT EXECUTE ON FUNCTION mikkoo.move_retries() TO mikkoo_relay;
     GRANT SELECT ON mikkoo.schema_version TO mikkoo_relay;
-    GRANT SELECT, INSERT, DELETE ON mikkoo.dead_letter TO mikkoo_relay;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON mikkoo.dead_letter TO mikkoo_relay;
     GRANT SELECT, INSERT, DELETE ON mikkoo.failing_event TO mikkoo_relay;
     GRANT SELECT, INSERT, UPDATE, DELETE ON mikkoo.batch_progress TO mikkoo_relay;
 
@@ -447,6 +448,7 @@ Returns how many; call it again if that is 10,000.';
     COMMENT ON COLUMN mikkoo.dead_letter.first_failed_at IS 'When it failed first';
     COMMENT ON COLUMN mikkoo.dead_letter.last_failed_at IS 'When it failed last';
     COMMENT ON COLUMN mikkoo.dead_letter.dead_at IS 'When it was given up';
+    COMMENT ON CONSTRAINT dead_letter_event ON mikkoo.dead_letter IS 'An event that is given up again replaces itself';
     COMMENT ON INDEX mikkoo.dead_letter_dead_at IS 'For listing dead letters of a queue by age';
     COMMENT ON TABLE mikkoo.failing_event IS 'When events that are being retried failed first.';
     COMMENT ON COLUMN mikkoo.failing_event.queue IS 'PgQ queue';

@@ -24,6 +24,7 @@ from mikkoo.common.pgq_facts import (
     pgq_version,
     queue_exists,
 )
+from mikkoo.common.pgq_keep import Dead, Keeper
 from mikkoo.common.pgq_reader import COLUMNS, Batch, Observe, Reader, Row, timed, unobserved
 from mikkoo.common.postgres import Session
 
@@ -32,6 +33,7 @@ __all__ = [
     'SCHEMA_VERSION',
     'Batch',
     'Consumer',
+    'Dead',
     'Observe',
     'Pending',
     'Reader',
@@ -122,6 +124,8 @@ class Consumer:
         self.name = name
         self._observe = observe
         self._key = lock_key(queue, name)
+        self.keeper = Keeper(session, queue, name)
+        self.keeps = False  # whether mikkoo.sql keeps dead letters and progress here; `register` finds out
         self._raw: bool | None = None  # whether event_retry_raw is granted; unknown until needed
 
     def own(self) -> bool:
@@ -150,6 +154,7 @@ class Consumer:
             if not create_queue:
                 raise no_such_queue(self._session, self.queue)
             self._call('create_queue', CREATE_QUEUE, self.queue)
+        self.keeps = self.keeper.available()
         for attempt in range(REGISTER_ATTEMPTS):
             try:
                 self._call('register_consumer', REGISTER, self.queue, self.name)
@@ -183,23 +188,47 @@ class Consumer:
         [(number, tick, previous, at, previous_at)] = self._call('next_batch', NEXT_BATCH, *args)
         return None if number is None else Batch(number, tick, previous, at, previous_at)
 
-    def settle(self, batch: Batch, retries: Sequence[Retry] = ()) -> None:
-        """Put `retries` into the retry queue and finish the batch, in one transaction.
+    def settle(
+        self,
+        batch: Batch,
+        retries: Sequence[Retry] = (),
+        dead: Sequence[Dead] = (),
+        recovered: Sequence[int] = (),
+    ) -> None:
+        """Retries, dead letters and the end of the batch, in one transaction.
 
-        Raises Fenced, and changes nothing, if the lock or the batch is no longer ours.
+        `recovered`: ids of events that had failed before and are delivered. Raises Fenced, and changes
+        nothing, if the lock or the batch is no longer ours; DatabaseError for dead letters nothing can keep.
         """
         with timed(self._observe, 'settle'), self._session.transaction():
             self._fence(batch)
-            if retries:
-                self._retry(batch, retries)
+            self._judge(batch, retries, dead, recovered)
+            if self.keeps:
+                self.keeper.forget()
             if self._call('finish_batch', FINISH, batch.id) != [(1,)]:
                 raise _finished(batch)
 
-    def retry(self, batch: Batch, retries: Sequence[Retry]) -> None:
-        """Put `retries` into the retry queue before the batch is finished. Raises as `settle`."""
-        with timed(self._observe, 'retry'), self._session.transaction():
+    def save(
+        self,
+        batch: Batch,
+        last_event_id: int | None,
+        retries: Sequence[Retry] = (),
+        dead: Sequence[Dead] = (),
+        recovered: Sequence[int] = (),
+    ) -> None:
+        """As `settle`, in the middle of the batch: every event up to `last_event_id` is judged.
+
+        None, or a mikkoo.sql that keeps nothing: no progress is saved, and a crash repeats the batch.
+        """
+        with timed(self._observe, 'save'), self._session.transaction():
             self._fence(batch)
-            self._retry(batch, retries)
+            self._judge(batch, retries, dead, recovered)
+            if self.keeps and last_event_id is not None:
+                self.keeper.save(batch, last_event_id)
+
+    def progress(self, batch: Batch) -> int | None:
+        """The last event of this batch that a former owner, or we, judged and saved."""
+        return self.keeper.progress(batch) if self.keeps else None
 
     def move_retries(self) -> int:
         """Put retries that are due back into their queues, where mikkoo.sql is installed; how many."""
@@ -227,6 +256,18 @@ class Consumer:
             raise Fenced(f'another process owns consumer "{self.name}" of queue "{self.queue}"')
         if self._session.one(OPEN, (batch.id,), waits='settle') != (True,):
             raise _finished(batch)
+
+    def _judge(
+        self, batch: Batch, retries: Sequence[Retry], dead: Sequence[Dead], recovered: Sequence[int]
+    ) -> None:
+        if retries:
+            self._retry(batch, retries)
+        if self.keeps:
+            self.keeper.failed_first([retry.row for retry in retries if not retry.row[3]])
+            self.keeper.bury(batch, dead, [_weight(one.row) > RAW_LIMIT for one in dead])
+            self.keeper.recovered(recovered)
+        elif dead:
+            raise DatabaseError(f'queue "{self.queue}": nothing here keeps dead letters', '42P01')
 
     def _retry(self, batch: Batch, retries: Sequence[Retry]) -> None:
         if self._raw is None:

@@ -86,6 +86,11 @@ class Outlet:
             self._sit_out(error)
             self.open()
 
+    def oldest(self) -> int | None:
+        """The lowest id of an event that was taken and is not judged; None: all are."""
+        unjudged = self._unjudged if self._publisher is None else self._publisher.unjudged()
+        return min((flight.event.id for flight in unjudged), default=None)
+
     def drain(self) -> None:
         """Return when every message that was taken is judged."""
         self._insist(Publisher.drain)

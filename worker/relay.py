@@ -9,22 +9,20 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
 
 from mikkoo.common import metrics as names
 from mikkoo.common.backoff import Backoff
-from mikkoo.common.errors import DatabaseError, DatabaseLost, EventError, Fenced, Stopping
+from mikkoo.common.errors import DatabaseError, DatabaseLost, Fenced, Stopping
 from mikkoo.common.metrics import Metrics
 from mikkoo.common.pgq import SCHEMA_VERSION, Batch, Consumer, Reader
 from mikkoo.common.postgres import Session
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
-from mikkoo.worker.event import Event
 from mikkoo.worker.identity import origin
 from mikkoo.worker.outlet import Outlet
+from mikkoo.worker.passage import Passage
 from mikkoo.worker.settling import Settling
 from mikkoo.worker.translate import Translator
-from mikkoo.worker.verdict import Failure, Kind
 
 LOGGER = logging.getLogger('mikkoo.worker')
 
@@ -50,6 +48,7 @@ class Relay:
         self._consumer: Consumer | None = None
         self._reader: Reader | None = None
         self._translate: Translator | None = None
+        self._passage: Passage | None = None  # of the batch in hand
         self._due: deque[float] = deque()  # when our retries are due, monotonic
         self._checked_at = self._pending_at = float('-inf')
         self._warned_at: dict[str, float] = {}
@@ -147,42 +146,17 @@ class Relay:
         self._backoff.reset()  # not earlier: a batch that cannot be settled is repeated
 
     def _relay(self, batch: Batch) -> None:
-        assert self._consumer is not None and self._translate is not None
+        assert self._consumer is not None and self._reader is not None and self._translate is not None
         settling = Settling(self._consumer, batch, self._settings, self._metrics, self._pulse)
-        translate, publish = self._translate, self._outlet.publish
-        for event in self._events(batch, settling):
-            try:
-                if event.left_out is not None:
-                    raise left_out(event.left_out)
-                publish(event, translate(event))
-            except EventError as error:
-                settling.add([Failure(event, Kind.UNTRANSLATABLE, 0, str(error), error.permanent)])
-        self._outlet.drain()
-        settling.add(self._outlet.take_failures())
-        settling.finish()
-        if settling.retried:
-            self._due.append(time.monotonic() + self._settings.retry_delay)
-
-    def _events(self, batch: Batch, settling: Settling) -> Iterator[Event]:
-        """The batch's events, a slice in memory at a time; survives a reading transaction that was ended."""
-        reader = self._reader
-        assert reader is not None
-        reader.open(batch)
-        last: int | None = None
-        while True:
-            if not reader.reading:
-                reader.open(batch, after=last)
-            rows = reader.fetch(self._settings.window_bytes // 2)
-            if not rows:
-                break
-            last = rows[-1][0]
-            settling.add(self._outlet.take_failures())
-            self._pulse.state('running')
-            self._pulse.beat('the next slice')
-            self._pulse.raise_if_stopping()
-            self._check_ownership()
-            yield from map(Event._make, rows)
-        reader.pause()
+        self._passage = Passage(
+            batch, self._reader, self._translate, self._outlet, settling, self._pulse, self._check_ownership
+        )
+        try:
+            self._passage.run(self._settings.window_bytes // 2, self._consumer.progress(batch))
+        finally:
+            self._passage = None
+            if settling.retried:
+                self._due.append(time.monotonic() + self._settings.retry_delay)
 
     def _await_tick(self) -> None:
         """Until a tick is announced, a retry is due, the link has news, or wait_duration is over."""
@@ -229,6 +203,8 @@ class Relay:
         if silent >= READER_PATIENCE and self._reader is not None:
             self._reader.pause()
         self._check_ownership()
+        if self._passage is not None:
+            self._passage.save_if_due()
 
     def _check_ownership(self) -> None:
         now = time.monotonic()
@@ -276,10 +252,3 @@ class Relay:
         if self._control is not None:
             self._control.close()
         self._control = self._consumer = self._reader = None
-
-
-def left_out(why: int | str) -> EventError:
-    """The failure of an event whose texts PostgreSQL's reader left out, see Event."""
-    if isinstance(why, int):
-        return EventError('event', f'a text of {why:,} bytes, not shown here, is more than RabbitMQ takes')
-    return EventError('event', f'cannot be read: {why}')

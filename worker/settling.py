@@ -1,94 +1,171 @@
-"""The end of a batch: what failed is retried or given up, and PgQ is told that the batch is finished."""
+"""What becomes of a batch: failures are retried or kept as dead letters, progress is saved."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from mikkoo.common import metrics as names
 from mikkoo.common import reports
 from mikkoo.common.log_pipe import LOST
 from mikkoo.common.metrics import Metrics
-from mikkoo.common.pgq import Batch, Consumer, Retry
+from mikkoo.common.pgq import Batch, Consumer, Dead, Retry
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
 from mikkoo.worker.event import Event
 from mikkoo.worker.verdict import Failure, Verdict, attempts, describe, judge
 
 LOGGER = logging.getLogger('mikkoo.worker')
+SAVE_EVERY = 1_900  # judged events; with what is in flight (1,000) a crash repeats less than 3,000
+SAVE_INTERVAL = 1.0  # seconds
 LOG_INTERVAL = 0.05  # seconds between attempts to log a given-up event while the pipe is full
 PIECE = 15_000  # characters of an event in one log record: one message of the pipe, whatever the script
-TOLD_EACH = 10  # retries of a batch that are logged one by one
+TOLD_EACH = 10  # failures of a batch that are logged one by one
 EVENT_OVERHEAD = 500  # bytes of an event in memory besides its texts
 
 
 class Settling:
-    """Collects a batch's failures and settles it. Any call may raise Fenced: the batch is not ours any more.
+    """Collects a batch's failures, saves how far it has got, and settles it.
 
-    Retries wait for the settling transaction; beyond half of window_bytes of them go to PgQ earlier, and a
-    crash before the batch is finished then makes their events come twice. What is given up is told at once,
-    before PgQ forgets it: dying in between tells it twice, never not at all.
+    Any call may raise Fenced: the batch is not ours any more. Where mikkoo.sql keeps dead letters and
+    progress, failures are committed with the progress that covers them. Elsewhere retries wait for the end,
+    unless they are many (a crash then makes their events come twice), and what is given up is logged whole
+    at once, before PgQ forgets it: dying in between tells it twice, never not at all.
     """
 
     def __init__(
-        self, consumer: Consumer, batch: Batch, settings: WorkerSettings, metrics: Metrics, pulse: Pulse
+        self,
+        consumer: Consumer,
+        batch: Batch,
+        settings: WorkerSettings,
+        metrics: Metrics,
+        pulse: Pulse,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._consumer = consumer
         self._batch = batch
         self._settings = settings
         self._metrics = metrics
         self._pulse = pulse
+        self._clock = clock
         self._retries: list[Retry] = []
+        self._dead: list[Dead] = []
+        self._came_back: set[int] = set()  # ids of retried events that have not failed this time
         self._bytes = 0
+        self._told = 0
+        self._saved_at = clock()
+        self._saved_count = 0
         self.retried = 0
+
+    def came_back(self, event: Event) -> None:
+        """A retried event is on its way."""
+        self._came_back.add(event.id)
 
     def add(self, failures: Iterable[Failure]) -> None:
         """Judge failures."""
         for failure in failures:
             self._metrics.count(names.FAILED)
-            if judge(failure, self._settings.max_failures) is Verdict.DEAD:
+            self._came_back.discard(failure.event.id)
+            if judge(failure, self._settings.max_failures) is Verdict.RETRY:
+                self._retry(failure)
+            elif self._consumer.keeps:
+                self._bury(failure)
+            else:
                 _give_up(failure, self._settings, self._pulse)
                 self._metrics.count(names.DEAD)
-            else:
-                self._retry(failure)
+
+    def is_due(self, judged: int) -> bool:
+        """Whether to save now; `judged`: events of the batch so far."""
+        if self._bytes > self._settings.window_bytes // 2:
+            return True
+        if not self._consumer.keeps or judged == self._saved_count:
+            return False
+        return judged >= self._saved_count + SAVE_EVERY or self._clock() >= self._saved_at + SAVE_INTERVAL
+
+    def save(self, last_event_id: int, judged: int) -> None:
+        """Every event up to this one is judged: commit their failures and that."""
+        retries, later_retries = _parted(self._retries, last_event_id)
+        dead, later_dead = _parted(self._dead, last_event_id)
+        recovered = [number for number in self._came_back if number <= last_event_id]
+        self._consumer.save(self._batch, last_event_id, retries, dead, recovered)
+        self._retries, self._dead = later_retries, later_dead
+        self._came_back.difference_update(recovered)
+        self._saved_at, self._saved_count = self._clock(), judged
+        self._count(retries, dead)
 
     def finish(self) -> None:
-        """Retries and the end of the batch, in one commit."""
-        self._consumer.settle(self._batch, self._retries)
+        """What is left, and the end of the batch, in one commit."""
+        self._consumer.settle(self._batch, self._retries, self._dead, list(self._came_back))
         self._metrics.count(names.BATCHES)
-        self._metrics.count(names.RETRIED, len(self._retries))
-        self._tell_of_retries()
+        self._count(self._retries, self._dead)
+        more = self._told - TOLD_EACH
+        if more > 0:
+            LOGGER.warning('%d more events of that batch of %s have failed', more, self._settings.queue)
+
+    def _count(self, retries: list[Retry], dead: list[Dead]) -> None:
+        self._metrics.count(names.RETRIED, len(retries))
+        self._metrics.count(names.DEAD, len(dead))
+        kept = [*(one.row for one in self._retries), *(one.row for one in self._dead)]
+        self._bytes = sum(_size(row) for row in kept)
+        examples = {one.code: one for one in reversed(dead)}
+        for code, count in Counter(one.code for one in dead).items():
+            self._report(code, count, examples[code])
+
+    def _report(self, code: str, count: int, example: Dead) -> None:
+        """A line and a report for each reason, not each event: ten thousand are one report with a count."""
+        queue = self._settings.queue
+        say = 'queue %s: %d events are dead letters, %s: mikkood dead-letters list; event %d: %s'
+        LOGGER.error(say, queue, count, code, example.row[0], example.reason)
+        reports.message(
+            f'queue {queue}: events are dead letters: {code}',
+            'error',
+            count=count,
+            event_id=example.row[0],
+            attempts=example.attempts,
+            reason=example.reason,
+        )
 
     def _retry(self, failure: Failure) -> None:
         self.retried += 1
-        if self.retried <= TOLD_EACH:
-            self._tell_of_retry(failure)
+        self._tell(failure, f'it is tried again in {self._settings.retry_delay:g} s')
         self._retries.append(Retry(failure.event, self._settings.retry_delay))
         self._bytes += _size(failure.event)
-        if self._bytes > self._settings.window_bytes // 2:
-            self._consumer.retry(self._batch, self._retries)
-            self._metrics.count(names.RETRIED, len(self._retries))
-            self._retries, self._bytes = [], 0
 
-    def _tell_of_retry(self, failure: Failure) -> None:
+    def _bury(self, failure: Failure) -> None:
+        self._tell(failure, 'it becomes a dead letter')
+        event = failure.event
+        self._dead.append(Dead(event, attempts(event), failure.kind.value, describe(failure)))
+        self._bytes += _size(event)
+
+    def _tell(self, failure: Failure, then: str) -> None:
+        self._told += 1
+        if self._told > TOLD_EACH:
+            return
         LOGGER.warning(
-            'event %d of %s: %s; it is tried again in %g s (attempt %d of %d)',
+            'event %d of %s: %s; %s (attempt %d of %d)',
             failure.event.id,
             self._settings.queue,
             describe(failure),
-            self._settings.retry_delay,
+            then,
             attempts(failure.event),
             self._settings.max_failures,
         )
 
-    def _tell_of_retries(self) -> None:
-        more = self.retried - TOLD_EACH
-        if more > 0:
-            LOGGER.warning('%d more events of that batch of %s are tried again', more, self._settings.queue)
+
+T = TypeVar('T', Retry, Dead)
 
 
-def _size(event: Event) -> int:
-    return EVENT_OVERHEAD + sum(len(text) for text in event[4:10] if text)
+def _parted(failed: list[T], last_event_id: int) -> tuple[list[T], list[T]]:
+    """Those up to that event, and those behind it."""
+    first = [one for one in failed if one.row[0] <= last_event_id]
+    return first, [one for one in failed if one.row[0] > last_event_id]
+
+
+def _size(row: tuple[Any, ...]) -> int:
+    return EVENT_OVERHEAD + sum(len(text) for text in row[4:10] if text)
 
 
 def _give_up(failure: Failure, settings: WorkerSettings, pulse: Pulse) -> None:

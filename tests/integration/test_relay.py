@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -40,7 +41,7 @@ BAD = {
 @pytest.mark.parametrize('confirm', [True, False])
 @pytest.mark.parametrize('bad', BAD)
 def test_one_bad_event_among_many_good_ones(scene: Scene, bad: str, confirm: bool) -> None:
-    """The good ones arrive at once; the bad one is tried max_failures times, then logged whole."""
+    """The good ones arrive at once; the bad one is tried max_failures times, then kept as a dead letter."""
     with Worker(scene.settings(confirm=confirm, max_failures=3, retry_delay=1.0)) as worker:
         worker.await_state('running')
         scene.sql('begin')
@@ -52,9 +53,15 @@ def test_one_bad_event_among_many_good_ones(scene: Scene, bad: str, confirm: boo
         scene.await_settled()
         lines = worker.await_log(f'event {bad_id} of {QUEUE}', count=3)
         assert ['attempt 1 of 3' in lines[0], 'attempt 2 of 3' in lines[1]] == [True, True]
-        assert 'given up after attempt 3' in lines[2]
-        (whole,) = worker.await_log(f'given up event {bad_id}, part 1 of 1')
-        assert "'data': '{\"n\": 1}'" in whole and "'extra1': " in whole
+        assert 'it becomes a dead letter (attempt 3 of 3)' in lines[2]
+        [(attempts, payload, exchange, first, last)] = scene.sql(
+            """select attempts, payload, exchange, first_failed_at, last_failed_at from mikkoo.dead_letter
+               where event_id = %s""",
+            bad_id,
+        )
+        assert (attempts, payload, exchange) == (3, '{"n": 1}', BAD[bad]['exchange'])
+        assert (last - first).total_seconds() >= 1.8, 'two retries, a second apart'
+        assert scene.sql('select count(*) from mikkoo.failing_event') == [(0,)]
         times = [log['created'] for log in worker.logs if f'event {bad_id} of' in log['message']]
         assert all(later - earlier >= 0.9 for earlier, later in pairwise(times))
         good = list(range(1, MANY // 2 + 1))
@@ -68,7 +75,24 @@ def test_an_event_that_cannot_become_a_message_is_given_up_at_once(scene: Scene)
         scene.insert(['good.key'])
         scene.await_settled()
         (line,) = worker.await_log(f'event {bad_id} of')
-        assert 'given up after attempt 1' in line and 'ev_extra3' in line
+        assert 'dead letter (attempt 1 of 10)' in line and 'ev_extra3' in line
+        assert scene.sql('select event_id, reason_code, properties from mikkoo.dead_letter') == [
+            (bad_id, 'untranslatable', '{"type": ')
+        ]
+        assert len(scene.take()) == 1
+
+
+def test_without_mikkoo_sql_what_is_given_up_is_logged_whole(scene: Scene) -> None:
+    scene.sql('drop schema mikkoo cascade')
+    with Worker(scene.settings(max_failures=1)) as worker:
+        worker.await_state('running')
+        (bad_id,) = scene.insert(['bad.key'])
+        scene.insert(['good.key'])
+        scene.await_settled()
+        (line,) = worker.await_log(f'event {bad_id} of')
+        assert 'given up after attempt 1' in line and 'NO_ROUTE' in line
+        (whole,) = worker.await_log(f'given up event {bad_id}, part 1 of 1')
+        assert "'data': '{\"n\": 1}'" in whole and "'extra1': 'mikkoo'" in whole
         assert len(scene.take()) == 1
 
 
@@ -255,6 +279,60 @@ def test_a_stop_in_the_middle_of_a_large_batch_is_quick_and_the_rest_comes_later
     with Worker(scene.settings()):
         scene.await_settled(120)
         assert set(bodies(scene)) == set(range(1, large + 1))
+
+
+def test_a_stop_in_the_middle_of_a_batch_repeats_nothing(scene: Scene) -> None:
+    large = 60_000
+    for stops in range(3):
+        with Worker(scene.settings()) as worker:
+            worker.await_state('running')
+            if not stops:
+                scene.insert(['good.key'] * large)
+            scene.await_queued(5_000 * (stops + 1))
+            assert worker.stop() < 15 and worker.process.exitcode == 0
+            assert not [line for line in worker.log_lines() if 'not saved' in line]
+    with Worker(scene.settings()):
+        scene.await_settled(120)
+        assert bodies(scene) == list(range(1, large + 1))
+        assert scene.sql('select count(*) from mikkoo.batch_progress') == [(0,)]
+
+
+def test_a_killed_worker_repeats_less_than_a_window_and_a_saving_interval(scene: Scene) -> None:
+    """Poison among them: none of it is kept twice, none is lost."""
+    large, every = 40_000, 997
+    keys = ['bad.key' if not n % every else 'good.key' for n in range(1, large + 1)]
+    good = {n for n in range(1, large + 1) if n % every}
+    kills = 4
+    for number in range(kills):
+        with Worker(scene.settings(max_failures=1)) as worker:
+            worker.await_state('running')
+            if not number:
+                scene.insert(keys)
+            scene.await_queued(6_000 * (number + 1))
+            worker.stop(signal.SIGKILL)
+    with Worker(scene.settings(max_failures=1)):
+        scene.await_settled(120)
+        arrived = bodies(scene)
+        assert set(arrived) == good
+        assert len(arrived) - len(good) <= kills * 3_000
+        [(dead,)] = scene.sql('select count(*) from mikkoo.dead_letter')
+        assert dead == large - len(good)
+
+
+def test_progress_of_another_batch_is_not_used(scene: Scene) -> None:
+    scene.register()
+    scene.insert(['good.key'] * 10)
+    scene.tick()
+    [batch] = scene.sql('select * from pgq.next_batch_info(%s, %s)', QUEUE, 'mikkoo')
+    scene.sql(
+        """insert into mikkoo.batch_progress
+               (queue, consumer, batch_id, tick_id, previous_tick_id, tick_time, last_event_id)
+           values (%s, 'mikkoo', %s, 1, 1, '2020-01-01', 1000000)""",
+        QUEUE, batch[0],
+    )  # fmt: skip
+    with Worker(scene.settings()):
+        scene.await_settled()
+        assert bodies(scene) == list(range(1, 11))
 
 
 def test_unregister_acts_only_when_the_queue_is_retired(scene: Scene) -> None:

@@ -115,8 +115,10 @@ def test_an_event_that_nobody_can_read_does_not_hold_up_the_others(scene: Scene)
         scene.sql(f"update {table} set ev_time = '12000-01-01' where ev_id = %s", bad_id)
         scene.sql('commit')
         scene.await_settled()
-        (line,) = worker.await_log(f'event {bad_id} of {QUEUE} is given up')
+        (line,) = worker.await_log(f'event {bad_id} of {QUEUE}')
         assert 'cannot be read' in line
+        kept = scene.sql("select event_id, payload, event_time > '11999-01-01' from mikkoo.dead_letter")
+        assert kept == [(bad_id, '{"n": 1}', True)], 'copied within the server'
         assert bodies(scene) == [*range(1, 701), *range(1, 701)]
 
 
@@ -139,8 +141,10 @@ def test_an_event_that_closes_the_channel_is_told_from_its_neighbours(scene: Sce
         scene.insert(['good.key'] * 500)
         scene.sql('commit')
         scene.await_settled()
-        (line,) = worker.await_log(f'event {bad_id} of {QUEUE} is given up after attempt 2')
-        assert 'refused 406' in line
+        [(event_id, attempts, code, reason)] = scene.sql(
+            'select event_id, attempts, reason_code, reason from mikkoo.dead_letter'
+        )
+        assert (event_id, attempts, code) == (bad_id, 2, 'refused') and '406' in reason
         # Stored before the channel was closed, without an Ack, and so repeated: one window at most.
         arrived = bodies(scene)
         assert Counter(arrived).keys() == set(range(1, 501)) and 1000 <= len(arrived) <= 2000
