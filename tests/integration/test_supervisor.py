@@ -333,6 +333,11 @@ def test_two_hundred_lives_leak_nothing(supervise: Supervise) -> None:
     sup = supervise({name: {} for name in names}, young=0.0)
 
     def descriptors() -> list[str]:
+        with socket.socket(socket.AF_UNIX) as link:
+            link.connect(str(sup.control))
+            link.sendall(b'{"command": "status"}\n')
+            while link.recv(65_536):
+                pass  # until it hangs up on us: it has then hung up on all who asked before
         folder = Path(f'/proc/{sup.process.pid}/fd')
         return sorted(os.readlink(entry).split(':')[0] for entry in folder.iterdir())
 
