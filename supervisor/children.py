@@ -20,7 +20,7 @@ from mikkoo.common.pipe import Message, Pipe
 from mikkoo.common.settings import Telemetry, WorkerSettings, telemetry_to_dict
 from mikkoo.supervisor.child import Child, Key
 from mikkoo.supervisor.plan import Plan, without_password
-from mikkoo.supervisor.spawn import ENTRIES, SpawnProcess, spawn
+from mikkoo.supervisor.spawn import ENTRIES, SpawnProcess, forget, spawn
 from mikkoo.supervisor.states import (
     DEFAULT_POLICY,
     NEVER,
@@ -32,6 +32,8 @@ from mikkoo.supervisor.states import (
     Step,
     describe,
 )
+
+KILL_PATIENCE = 1.0  # seconds in which a killed process ends, unless the kernel cannot let go of it
 
 logger = logging.getLogger('mikkoo.supervisor')
 
@@ -110,10 +112,10 @@ class Children:
         for child in self:
             self._take(child, child.life.kill(self._clock(), reason))
 
-    def tick(self) -> None:
+    def tick(self, now: float) -> None:
         """Time has passed."""
         for child in self:
-            if child.life.due <= (now := self._clock()):
+            if child.life.due <= now:
                 self._take(child, child.life.passed(now))
 
     def pardon(self) -> None:
@@ -122,14 +124,23 @@ class Children:
             self._take(child, child.life.beat(self._clock()))
 
     def close(self) -> None:
-        """Leave no process behind, whatever happened before. Blocks until the stop's deadline at most."""
+        """Leave no process behind, whatever happened before.
+
+        Blocks until the stop's deadline and KILL_PATIENCE at most: a process that the kernel holds (state D,
+        as on a dead NFS server) ends when it is let go.
+        """
         self.stop(for_good=False)
         deadline = self._clock() + self._policy.stop_deadline
-        for child in self:
-            if child.process is not None:
-                child.process.join(max(0.0, deadline - self._clock()))
-                child.process.kill()
-                self._reap(child, child.process)
+        left = [(child, child.process) for child in self if child.process is not None]
+        for _, process in left:
+            process.join(max(0.0, deadline - self._clock()))
+            process.kill()
+        for child, process in left:
+            process.join(max(0.0, deadline + KILL_PATIENCE - self._clock()))
+            if process.exitcode is None:
+                self._abandon(child, process)
+            else:
+                self._reap(child, process)
 
     def _add(self, kind: str, settings: WorkerSettings) -> None:
         key = (kind, settings.name, 0)
@@ -234,12 +245,22 @@ class Children:
         process.join()
         code = process.exitcode
         assert code is not None
+        self._release(child, process, pipe)
+        process.close()
+        expected = child.life.state is State.STOPPING
+        logger.log(logging.INFO if expected else logging.WARNING, '%s ended: %s', child.name, describe(code))
+        self._take(child, child.life.exited(code, self._clock(), child.why))
+
+    def _abandon(self, child: Child, process: SpawnProcess) -> None:
+        """It was killed and does not end."""
+        logger.error('%s, pid %s, does not even end by SIGKILL: it is left behind', child.name, process.pid)
+        if child.pipe is not None:
+            self._release(child, process, child.pipe)
+        forget(process)
+
+    def _release(self, child: Child, process: SpawnProcess, pipe: Pipe) -> None:
         self._selector.unregister(process.sentinel)
         if pipe.fileno() in self._selector.get_map():
             self._selector.unregister(pipe)
         pipe.close()
-        process.close()
         child.process = child.pipe = None
-        expected = child.life.state is State.STOPPING
-        logger.log(logging.INFO if expected else logging.WARNING, '%s ended: %s', child.name, describe(code))
-        self._take(child, child.life.exited(code, self._clock(), child.why))

@@ -25,7 +25,10 @@ from mikkoo.supervisor.spawn import ENTRIES
 from mikkoo.supervisor.states import DEFAULT_POLICY, NEVER, Policy
 from mikkoo.supervisor.watcher import Watcher
 
-SUSPENDED = 2.0  # seconds that a wait lasts too long: we were not running
+LONGEST_WAIT = 5.0  # seconds
+SUSPENDED = 2.0  # seconds that a round of the loop takes beyond the longest wait: we were not running
+STOP_TIME = 5.0  # seconds that a graceful stop takes at most, the last reports included
+LEAST_FLUSH = 0.2  # seconds of it that those reports have even where the children took all
 
 Answer = dict[str, Any]
 
@@ -60,7 +63,8 @@ class Supervisor:
         self._sources = sources
         self._booted = settings.daemon
         self._stopping = False
-        self._started_at = time.monotonic()
+        self._stop_due = NEVER
+        self._started_at = self._awake_at = time.monotonic()
         self._last_reload: Answer | None = None
         self._log_failure = ''
         self._selector = selectors.DefaultSelector()
@@ -76,14 +80,13 @@ class Supervisor:
             self._children.apply(diff(Settings(), self._settings), self._settings.telemetry)
             logger.info('mikkood %s is up, pid %d, with %s', version('mikkoo'), os.getpid(), self._path)
             self._on_ready()
+            self._awake_at = time.monotonic()
             while self._children.live or not self._stopping:
-                timeout = self._timeout()
-                begun = time.monotonic()
-                for key, _ in self._selector.select(timeout):
+                ready = self._selector.select(self._timeout())
+                now = self._awake()
+                for key, _ in ready:
                     key.data()
-                if timeout is not None and time.monotonic() > begun + timeout + SUSPENDED:
-                    self._children.pardon()
-                self._tick()
+                self._tick(now)
             logger.info('mikkood has stopped')
         return Exit.OK
 
@@ -92,7 +95,7 @@ class Supervisor:
         telemetry = self._settings.telemetry
         logs.configure(self._settings.logging, foreground=self._foreground, source=self._path)
         reports.init(telemetry.sentry_dsn, process='supervisor')
-        stack.callback(reports.flush)
+        stack.callback(self._flush_reports)
         stack.callback(self._metrics.close)
         stack.callback(self._selector.close)
         self._signals = signals.Signals()
@@ -106,14 +109,23 @@ class Supervisor:
         self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
         self._selector.register(self._watcher, selectors.EVENT_READ, self._on_files)
 
-    def _timeout(self) -> float | None:
+    def _timeout(self) -> float:
         due = min(self._children.due(), self._watcher.due(), self._control.due(), self._metrics.due_at())
-        return None if due == NEVER else max(0.0, due - time.monotonic())
+        return max(0.0, min(due - time.monotonic(), LONGEST_WAIT))
 
-    def _tick(self) -> None:
+    def _awake(self) -> float:
+        """The time; children that could not be heard, wherever we stood still, are pardoned first.
+
+        This round judges by it, however long its handlers take: what was said meanwhile is heard in the next.
+        """
+        before, self._awake_at = self._awake_at, time.monotonic()
+        if self._awake_at > before + LONGEST_WAIT + SUSPENDED:
+            self._children.pardon()
+        return self._awake_at
+
+    def _tick(self, now: float) -> None:
         """What time alone brings about."""
-        now = time.monotonic()
-        self._children.tick()
+        self._children.tick(now)
         self._control.tick(now)
         lost, reason = logs.take_lost()
         if lost:
@@ -141,8 +153,14 @@ class Supervisor:
         self._watcher.take(time.monotonic())
 
     def _stop(self, *, for_good: bool = True) -> None:
+        if not self._stopping:
+            self._stop_due = time.monotonic() + STOP_TIME
         self._stopping = True
         self._children.stop(for_good=for_good)
+
+    def _flush_reports(self) -> None:
+        left = self._stop_due - time.monotonic()
+        reports.flush(min(reports.EXIT_TIMEOUT, max(LEAST_FLUSH, left)))
 
     def _watch(self) -> None:
         self._watcher.watch({os.fspath(source) for source in self._sources(self._path)})

@@ -31,7 +31,7 @@ from mikkoo.common.settings import Telemetry, WorkerSettings
 
 ENTRIES: Mapping[str, str] = {'worker': 'mikkoo.worker.main:run'}
 
-__all__ = ['ENTRIES', 'Entry', 'SpawnProcess', 'spawn']
+__all__ = ['ENTRIES', 'Entry', 'SpawnProcess', 'forget', 'spawn']
 
 Entry = Callable[[WorkerSettings, Telemetry, socket.socket], int]
 
@@ -63,6 +63,11 @@ def spawn(entry: str, settings: WorkerSettings, telemetry: Telemetry) -> tuple[S
     finally:
         theirs.close()
     return process, Pipe(ours)
+
+
+def forget(process: SpawnProcess) -> None:
+    """Let the interpreter exit without it: multiprocessing would wait for it without end."""
+    multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
 
 
 @contextmanager

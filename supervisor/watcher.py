@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 
 from watchdog.events import (
@@ -45,6 +46,7 @@ EVENTS: list[type[FileSystemEvent]] = [
     DirCreatedEvent, DirMovedEvent, DirDeletedEvent,
 ]  # fmt: skip
 NO_INOTIFY = {errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOSYS}
+RETRY = 10.0  # seconds after which what could not be watched is tried again, and the files are looked at
 WRITES, CLOSES, CHANGES = b'w', b'c', b'.'
 # What watchdog 7 says, as an ERROR, of an event that comes while a watch is ended.
 LATE = 'InotifyEmitter.queue_events() called when the thread is inactive'
@@ -89,6 +91,8 @@ class Watcher:
         self._settling = Settling()
         self._entries: set[str] = set()
         self._unreadable: set[str] = set()  # said already
+        self._failures: set[str] = set()  # said already
+        self._retry_at = float('inf')
         logging.getLogger('watchdog.observers.inotify').addFilter(_is_news)
         self._observer = self._started(observer)
 
@@ -103,26 +107,30 @@ class Watcher:
             pass
 
     def due(self) -> float:
-        return self._settling.due()
+        return min(self._settling.due(), self._retry_at)
 
     def settled(self, now: float) -> bool:
-        """Whether it is time to look at the files; True once for each burst."""
+        """Whether it is time to look at the files and watch them again; True once for each burst."""
+        if now >= self._retry_at:
+            self._retry_at = float('inf')
+            self._settling.noted(CHANGES, now)
         return self._settling.over(now)
 
     def watch(self, paths: Iterable[str]) -> None:
         """Watch these paths and no others. Whoever reads the files afterwards misses no later change.
 
         Everything is watched anew each time: a folder that was removed and made again may even have its old
-        inode number, but not its watch.
+        inode number, but not its watch. What cannot be watched is logged, and due again in RETRY seconds.
         """
         wanted = list(paths)
+        self._retry_at = float('inf')
         try:
             self._watch(wanted)
         except OSError as error:
-            if error.errno not in NO_INOTIFY or isinstance(self._observer, PollingObserver):
-                raise
             self._poll(error)
             self._watch(wanted)
+        if self._retry_at == float('inf'):
+            self._failures.clear()
 
     def close(self) -> None:
         self._observer.stop()
@@ -154,6 +162,17 @@ class Watcher:
             pass  # the watch on the folder above it sees it come
         except PermissionError:
             pass  # whoever may not read a folder may not watch it; said where it is a file's own
+        except OSError as error:
+            if error.errno in NO_INOTIFY and not isinstance(self._observer, PollingObserver):
+                raise
+            self._put_off(folder, error)
+
+    def _put_off(self, folder: str, error: OSError) -> None:
+        self._retry_at = time.monotonic() + RETRY
+        failure = f'{folder} cannot be watched: {error.strerror or error}'
+        if failure not in self._failures:
+            self._failures.add(failure)
+            logger.error('%s; it is tried again every %g s', failure, RETRY)
 
     def _started(self, make: Callable[[], BaseObserver]) -> BaseObserver:
         try:
@@ -203,7 +222,8 @@ class _Handler(FileSystemEventHandler):
 
 def entries(path: str) -> Iterator[str]:
     """Each folder entry that leads to a file, links resolved one by one; yielded before it is looked at."""
-    todo = os.path.join(os.getcwd(), path).split('/')[::-1]
+    whole = path if path.startswith('/') else os.path.join(os.getcwd(), path)
+    todo = whole.split('/')[::-1]
     here = '/'
     links = 0
     while todo:

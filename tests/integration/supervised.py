@@ -176,6 +176,10 @@ class Supervised:
                 continue  # it ended meanwhile
         return found
 
+    def until_gone(self) -> None:
+        """Wait until no process is left; the resource tracker ends only after the supervisor."""
+        until(lambda: not self.processes(), STOP, lambda: str(self.processes()))
+
     def close(self) -> None:
         """End whatever is left, by pid."""
         for pid in [self.process.pid, *self.processes()]:

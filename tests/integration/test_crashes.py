@@ -50,7 +50,7 @@ def test_one_large_batch_survives_a_stop_a_killed_worker_and_a_killed_supervisor
     stopped = product('stop')
     assert (stopped.returncode, stopped.stderr) == (Exit.OK, '')
     assert time.monotonic() - begun < STOP
-    assert product.processes() == []
+    until(lambda: product.processes() == [], ORPHANS, lambda: f'left: {product.processes()}')
 
     supervisor = product.started()
     arrived = in_progress(product, product.queued('alpha'))

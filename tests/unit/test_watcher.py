@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -18,6 +19,7 @@ from watchdog.observers.api import BaseObserver
 from watchdog.observers.inotify import InotifyObserver
 from watchdog.observers.polling import PollingObserver
 
+from mikkoo.supervisor import watcher as watching
 from mikkoo.supervisor.watcher import MOST_NOISE, QUIET, WRITE_PATIENCE, Settling, Watcher, entries
 
 DEADLINE = 3.0  # seconds: three times what is promised
@@ -239,22 +241,61 @@ def test_a_folder_that_may_not_be_read_is_said_once(
 
 
 def test_it_leaves_neither_threads_nor_descriptors(tmp_path: Path) -> None:
-    def descriptors() -> int:
-        return len(os.listdir('/proc/self/fd'))
+    before = threading.enumerate(), descriptors()
 
-    def threads() -> int:
-        return len(os.listdir('/proc/self/task'))
+    def added() -> tuple[int, set[tuple[str, str]]]:
+        """What others leave to the garbage collector may vanish meanwhile: only what is new counts."""
+        return len(set(threading.enumerate()) - set(before[0])), descriptors() - before[1]
 
-    with closing(Watcher()):
-        pass
-    before = descriptors(), threads()
     with closing(Watcher()) as watcher:
         watcher.watch([str(tmp_path / 'a')])
-        once = descriptors(), threads()
+        threads, opened = added()
+        assert threads
+        assert opened
         for _ in range(20):
             watcher.watch([str(tmp_path / 'a')])
-        assert (descriptors(), threads()) == once
-    assert (descriptors(), threads()) == before
+        assert added() == (threads, opened)
+    assert added() == (0, set())
+
+
+def descriptors() -> set[tuple[str, str]]:
+    """Those of this process: number, and what it is."""
+    found = set()
+    for number in os.listdir('/proc/self/fd'):
+        try:
+            found.add((number, os.readlink(f'/proc/self/fd/{number}')))
+        except FileNotFoundError:
+            pass  # the listing's own
+    return found
+
+
+class FailsOnce(InotifyObserver):
+    """The first watch fails, as where the kernel has no memory."""
+
+    failed = False
+
+    def schedule(self, *arguments: object, **options: object) -> object:  # type: ignore[override]
+        if not self.failed:
+            self.failed = True
+            raise OSError(errno.ENOMEM, 'Cannot allocate memory')
+        return super().schedule(*arguments, **options)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_watched_is_logged_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, 'RETRY', 0.3)
+    path = tmp_path / 'mikkoo.yml'
+    with caplog.at_level(logging.WARNING), closing(Watcher(FailsOnce)) as watcher:
+        watcher.watch([str(path)])
+        path.write_text('the watches that were made work')
+        assert settles(watcher)
+        assert settles(watcher), 'the files are looked at after the wait, for what was missed'
+        watcher.watch([str(path)])
+        assert watcher.due() == float('inf')
+        path.write_text('again')
+        assert settles(watcher)
+    assert caplog.messages == ['/ cannot be watched: Cannot allocate memory; it is tried again every 0.3 s']
 
 
 def test_the_entries_of_a_path(tmp_path: Path) -> None:
