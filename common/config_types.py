@@ -16,16 +16,14 @@ from urllib.parse import urlsplit
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, core_schema
 
+from mikkoo.common import durations
 from mikkoo.common.config_tree import Items, Scalar, Section
-
-UNITS = {'ms': 0.001, 's': 1, 'sec': 1, 'min': 60, 'h': 3600, 'd': 86_400}
 
 # ssl.PROTOCOL_TLS, _TLSv1, _TLSv1_1, _TLSv1_2, _TLS_CLIENT; 0 and 1 are SSL 2 and 3, gone from OpenSSL
 TLS_PROTOCOLS = (2, 3, 4, 5, 16)
 
 _ANY_TEXT: dict[str, Any] = {'type': ['string', 'number', 'boolean']}
 _SUBSTITUTION: dict[str, Any] = {'type': 'string', 'pattern': r'\$\{[^}]+\}'}
-_DURATION = re.compile(r'([0-9]+(?:\.[0-9]+)?) ?(' + '|'.join(UNITS) + ')', re.ASCII)
 _HOST = re.compile(r'[^\s/@\[\],?#]+')
 
 
@@ -85,8 +83,8 @@ def count(least: int, most: int) -> Rule:
 
 def _duration(value: Any) -> float | None:
     number = _number(value)
-    if number is None and isinstance(value, Scalar) and (match := _DURATION.fullmatch(value.text)):
-        number = float(match[1]) * UNITS[match[2]]
+    if number is None and isinstance(value, Scalar):
+        number = durations.seconds(value.text)
     return None if number is None or not math.isfinite(number) else float(number)
 
 
@@ -101,7 +99,7 @@ def seconds(least: float, most: float, whole: bool = False) -> Rule:
             raise ValueError(allowed)
         return int(number) if whole else number
 
-    text = {'type': 'string', 'pattern': f'^{_DURATION.pattern}$'}
+    text = {'type': 'string', 'pattern': f'^{durations.DURATION.pattern}$'}
     kind = 'integer' if whole else 'number'
     return _typed(check, {'type': kind, 'minimum': least, 'maximum': most}, text)
 

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from mikkoo.common import durations
 from mikkoo.common.errors import Exit
 
 # The text of the first versions, which argparse words and breaks differently in every Python.
@@ -72,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     command('schema', 'print the JSON Schema of the configuration, for editors')
     command('sql', 'print mikkoo.sql, to be piped into psql')
     _add_unregister(command('unregister', 'remove a consumer from its queue; what it has not read is lost'))
+    _add_dead_letters(command('dead-letters', 'list, show, put back or discard events that were given up'))
     return top
 
 
@@ -125,6 +127,63 @@ def _add_unregister(to: argparse.ArgumentParser) -> None:
     to.add_argument('--consumer', help='instead of NAME: the consumer')
     to.add_argument('--postgres-url', metavar='URL', help='instead of NAME: the database')
     to.add_argument('--yes', action='store_true', help='do not ask')
+
+
+def _add_dead_letters(to: argparse.ArgumentParser) -> None:
+    actions = to.add_subparsers(dest='action', metavar='ACTION', required=True)
+
+    def action(name: str, help: str) -> argparse.ArgumentParser:
+        made = actions.add_parser(name, help=help, description=help[0].upper() + help[1:] + '.')
+        _add_common(made, argparse.SUPPRESS, argparse.SUPPRESS)
+        return made
+
+    listing = action('list', 'list dead letters, the newest first')
+    _add_filters(listing)
+    listing.add_argument(
+        '--limit', type=_positive, default=100, metavar='N', help='at most so many (default: 100)'
+    )
+    _add_json(listing)
+    showing = action('show', 'show all of a dead letter')
+    showing.add_argument('ids', nargs=1, type=_positive, metavar='ID', help='as listed')
+    showing.add_argument('--worker', metavar='NAME', help='where several databases have the number')
+    _add_json(showing)
+    for name, help in (
+        ('retry', 'put events back into their queues, for their consumers only'),
+        ('discard', 'remove dead letters for good'),
+    ):
+        changing = action(name, help)
+        changing.add_argument('ids', nargs='*', type=_positive, metavar='ID', help='as listed')
+        changing.add_argument('--all', action='store_true', help='instead of IDs and filters: all of them')
+        _add_filters(changing)
+        changing.add_argument('--yes', action='store_true', help='do not ask')
+
+
+def _add_filters(to: argparse.ArgumentParser) -> None:
+    place = to.add_mutually_exclusive_group()
+    place.add_argument('--worker', metavar='NAME', help='of this worker of the configuration')
+    place.add_argument('--queue', help='of this queue')
+    to.add_argument('--exchange', help="for this exchange; '' is the default exchange")
+    to.add_argument('--routing-key', metavar='KEY', help='with this routing key')
+    to.add_argument('--reason', dest='reason_code', metavar='CODE', help='given up for this reason')
+    to.add_argument(
+        '--older-than', type=_duration, metavar='DURATION', help="given up before, as '2 h', '7d'"
+    )
+    to.add_argument(
+        '--newer-than', type=_duration, metavar='DURATION', help="given up since, as '30s', '5 min'"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f'{text!r} is no number from 1 on')
+    return int(text)
+
+
+def _duration(text: str) -> float:
+    seconds = durations.seconds(text)
+    if seconds is None or seconds > 100_000 * 86_400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration, as '30s', '5 min', '2 h', '7d'")
+    return seconds
 
 
 def _seconds(text: str) -> float:

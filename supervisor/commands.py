@@ -96,9 +96,28 @@ def unregister(arguments: Namespace) -> int:
     return unregister(choose(arguments.config, *given), ask=not arguments.yes)
 
 
+def dead_letters(arguments: Namespace) -> int:
+    from mikkoo.common.pgq_dead_letters import Filter
+    from mikkoo.supervisor import dead_letters
+
+    action, given = arguments.action, vars(arguments)
+    fields: dict[str, Any] = {name: given.get(name) for name in Filter.__dataclass_fields__}
+    which = Filter(**fields | {'ids': tuple(given.get('ids') or ()) or None})
+    if action in ('retry', 'discard') and arguments.all is (
+        which != Filter() or arguments.worker is not None
+    ):
+        raise Refusal('give either IDs, filters or both, or --all', Exit.USAGE)
+    with dead_letters.opened(arguments.config, given.get('worker'), which) as (databases, which):
+        if action == 'list':
+            return dead_letters.list_(databases, which, arguments.limit, as_json=arguments.json)
+        if action == 'show':
+            return dead_letters.show(databases, which, as_json=arguments.json)
+        return dead_letters.change(action, databases, which, ask=not arguments.yes)
+
+
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
-    function.__name__: function
-    for function in (start, stop, restart, reload, status, check, schema, sql, unregister)
+    function.__name__.replace('_', '-'): function
+    for function in (start, stop, restart, reload, status, check, schema, sql, unregister, dead_letters)
 }
 
 

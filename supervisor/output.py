@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from mikkoo.common.pgq_dead_letters import DeadLetter, WholeDeadLetter
     from mikkoo.supervisor.probes import Probe
 
 PIPED_WIDTH = 1000  # columns: a line is never broken for a program that reads it
@@ -24,6 +27,10 @@ MARKS = {'ok': ('✓', 'ok', 'green'), 'warn': ('!', 'warning', 'yellow'), 'fail
 COLUMNS = (
     ('WORKER', 'left'), ('QUEUE', 'left'), ('STATE', 'left'), ('PID', 'right'), ('FOR', 'right'),
     ('PROCESSED', 'right'), ('FAILED', 'right'), ('PENDING', 'right'), ('WAITS FOR', 'left'),
+)  # fmt: skip
+DEAD_LETTER_COLUMNS = (
+    ('ID', 'right'), ('QUEUE', 'left'), ('EVENT', 'right'), ('EXCHANGE', 'left'), ('ROUTING KEY', 'left'),
+    ('TRIED', 'right'), ('DEAD FOR', 'right'), ('CODE', 'left'), ('REASON', 'left'),
 )  # fmt: skip
 
 
@@ -54,6 +61,43 @@ def probes(results: Iterable[Probe]) -> list[Probe]:
             console.print(Text(f'    to do: {probe.remedy}'), soft_wrap=True)
         done.append(probe)
     return done
+
+
+def dead_letters(rows: Sequence[tuple[str, DeadLetter]], total: int) -> None:
+    """Print a table of dead letters, each with its database, and how many more there are."""
+    console = _console()
+    where = ''
+    for database, group in groupby(rows, lambda row: row[0]):
+        if database != where:
+            console.print(Text(database, 'bold'), soft_wrap=True)
+            where = database
+        _print_table(console, _table(DEAD_LETTER_COLUMNS, [_dead_letter_row(letter) for _, letter in group]))
+    if not total:
+        console.print('no dead letters', soft_wrap=True)
+    elif more := total - len(rows):
+        console.print(f'and {more:,} more', soft_wrap=True)
+
+
+def dead_letter(database: str, letter: WholeDeadLetter) -> None:
+    """Print all of a dead letter, its payload last and on lines of its own."""
+    console = _console()
+    console.print(Text(f'dead letter {letter.id} of {database}', 'bold'), soft_wrap=True)
+    for field in fields(letter):
+        value = getattr(letter, field.name)
+        if field.name not in ('id', 'age', 'payload'):
+            said = 'NULL' if value is None else printable(str(value))
+            console.print(Text(f'  {field.name:16} {said}'), soft_wrap=True)
+    if letter.payload is not None:
+        console.print(Text('  payload'), soft_wrap=True)
+        console.print(Text(printable(letter.payload, also='\n\t')), soft_wrap=True)
+
+
+def printable(text: str, also: str = '') -> str:
+    """A text of others for a terminal: what could move its cursor, or worse, is shown by its escape."""
+    return ''.join(
+        char if char.isprintable() or char in also else char.encode('unicode_escape').decode()
+        for char in text
+    )
 
 
 def headlines(answer: Mapping[str, Any]) -> list[Text]:
@@ -134,6 +178,20 @@ def _row(child: Mapping[str, Any]) -> Sequence[Text]:
     ]
 
 
+def _dead_letter_row(letter: DeadLetter) -> Sequence[Text]:
+    return [
+        Text(str(letter.id)),
+        Text(printable(letter.queue)),
+        Text(str(letter.event_id)),
+        Text(printable(letter.exchange or '') or '-'),
+        Text(printable(letter.routing_key or '') or '-'),
+        Text(str(letter.attempts)),
+        Text(duration(letter.age)),
+        Text(letter.reason_code),
+        Text(printable(letter.reason)),
+    ]
+
+
 def _count(number: object) -> str:
     return f'{number:,}' if isinstance(number, int) else '-'
 
@@ -142,7 +200,7 @@ def _table(columns: Sequence[tuple[str, Any]], rows: Iterable[Sequence[Text]]) -
     """No frame: it reads as well in a pipe, and cuts as well with awk."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title, justify in columns:
-        table.add_column(title, justify=justify, overflow='fold', no_wrap=title != 'WAITS FOR')
+        table.add_column(title, justify=justify, overflow='fold', no_wrap=title != columns[-1][0])
     for row in rows:
         table.add_row(*row)
     return table

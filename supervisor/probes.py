@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from mikkoo.common import pgq
+from mikkoo.common import pgq, pgq_keep
 from mikkoo.common.amqp import Link
 from mikkoo.common.errors import BrokerError, BrokerRefused, DatabaseError, DatabaseLost, Exit
 from mikkoo.common.pgq_facts import PL_ONLY
@@ -125,10 +125,15 @@ def _schema(subject: str, session: Session) -> Probe:
         return Probe(subject, 'mikkoo.sql', 'failed', 'is installed, but not for this user', 'see privileges')
     install = 'mikkood sql | psql DATABASE'
     if version is None:
-        text = 'is not installed, or is of Mikkoo 3 or older: ticks are polled for and retries wait for pgqd'
+        text = (
+            'is not installed, or is of Mikkoo 3 or older: dead letters cannot be kept, ticks are polled for '
+            'and retries wait for pgqd'
+        )
         return Probe(subject, 'mikkoo.sql', 'warn', text, install)
     if version < ours:
-        return Probe(subject, 'mikkoo.sql', 'warn', f'version {version}, this mikkood brings {ours}', install)
+        lost = ': dead letters cannot be kept' if version < pgq_keep.FIRST_VERSION else ''
+        text = f'version {version}, this mikkood brings {ours}{lost}'
+        return Probe(subject, 'mikkoo.sql', 'warn', text, install)
     if version > ours:
         text = f'version {version}, newer than the {ours} of this mikkood'
         return Probe(subject, 'mikkoo.sql', 'warn', text, 'upgrade mikkood')

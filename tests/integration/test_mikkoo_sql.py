@@ -31,6 +31,11 @@ INSERT_ALL = 'select mikkoo.insert_event(%s, %s, %s, %s, %s, %s, %s)'
 AUDITED = 'select mikkoo.insert_audited_event(%s, %s, %s, %s, %s)'
 AUDITED_ALL = 'select mikkoo.insert_audited_event(%s, %s, %s, %s, %s, %s, %s)'
 NEW_RECORD = 'select * from mikkoo.new_audit_record(%s, %s, %s, %s, %s, %s, %s, %s, %s)'
+BURY = """
+    insert into mikkoo.dead_letter (queue, consumer, event_id, event_time, event_txid, attempts, reason_code,
+        reason, first_failed_at)
+    values (%s, %s, %s, '2026-11-22 10:00:00+00', 7, 1, 'returned', 'no route', now())
+"""
 DELETE_RECORD = 'select mikkoo.delete_audit_record(%s)'
 
 # The shape of what Mikkoo 1 to 3 installed: its names, types, constraints and attributes.
@@ -340,6 +345,12 @@ def test_everything_has_a_comment(admin: Execute) -> None:
     )
     assert admin(functions) == admin(tables) == admin(columns) == []
     assert admin("select obj_description('mikkoo'::regnamespace, 'pg_namespace') is not null") == [(True,)]
+    constraints = (
+        'select conrelid::regclass::text, conname::text from pg_constraint'
+        " where connamespace = 'mikkoo'::regnamespace and obj_description(oid, 'pg_constraint') is null"
+        " and contype in ('p', 'u', 'f', 'c') and (contype <> 'p' or cardinality(conkey) > 1)"
+    )
+    assert admin(constraints) == []
     triggers = (
         "select obj_description(oid, 'pg_trigger') is not null from pg_trigger where tgname = 'mikkoo_tick'"
     )
@@ -492,6 +503,51 @@ def test_a_relay_may_consume_and_nothing_else(
             relay(sql)
 
 
+KEEPING = {
+    'mikkoo.dead_letter': {'SELECT', 'INSERT', 'UPDATE', 'DELETE'},
+    'mikkoo.failing_event': {'SELECT', 'INSERT', 'DELETE'},
+    'mikkoo.batch_progress': {'SELECT', 'INSERT', 'UPDATE', 'DELETE'},
+}
+
+
+@pytest.mark.parametrize('table', KEEPING)
+def test_only_a_relay_may_use_what_is_kept_for_it(
+    database: Database, admin: Execute, produce: Execute, make_role: Callable[..., str], table: str
+) -> None:
+    held = (
+        'select array_agg(name order by name)'
+        " from unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) as name"
+        ' where has_table_privilege(%s, %s, name)'
+    )
+    for role, expected in (
+        ('mikkoo_relay', sorted(KEEPING[table])),
+        ('mikkoo_producer', None),
+        (make_role(), None),
+    ):
+        assert admin(held, role, table) == [(expected,)]
+    for sql in (f'select * from {table}', f'delete from {table}'):
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            produce(sql)
+
+
+def test_a_relay_buries_and_digs_up(
+    database: Database, admin: Execute, as_user: Callable[[str], Execute]
+) -> None:
+    """The number of a dead letter needs no right to a sequence."""
+    relay = as_user(database.relay_url)
+    relay(BURY, 'q', 'mikkoo', 1)
+    relay(BURY, 'q', 'mikkoo', 2)
+    assert relay('select id from mikkoo.dead_letter order by id') == [(1,), (2,)]
+    assert relay('delete from mikkoo.dead_letter where id = 1 returning event_id') == [(1,)]
+
+
+def test_an_event_is_one_dead_letter(admin: Execute) -> None:
+    admin(BURY, 'q', 'mikkoo', 1)
+    admin(BURY, 'q', 'other', 1)
+    with pytest.raises(psycopg2.errors.UniqueViolation, match='dead_letter_event'):
+        admin(BURY, 'q', 'mikkoo', 1)
+
+
 def test_it_needs_no_extension_for_uuids(admin: Execute, produce: Execute) -> None:
     assert admin("select extname::text from pg_extension where extname = 'uuid-ossp'") == []
     produce(AUDITED, 'q', 'ex', 'key', 'body', None)
@@ -566,7 +622,50 @@ def test_two_runs_at_once(make_database: Callable[..., Database]) -> None:
     for thread in threads:
         thread.join()
     assert said == ['', '', '']
-    assert database.execute('select version from mikkoo.schema_version') == [(pgq.SCHEMA_VERSION,)]
+    versions = [(version,) for version in range(1, pgq.SCHEMA_VERSION + 1)]
+    assert database.execute('select version from mikkoo.schema_version order by 1') == versions
+
+
+def test_it_upgrades_version_1(make_database: Callable[..., Database]) -> None:
+    """Version 1 is version 2 without the tables that keep things; what was recorded stays."""
+    database, fresh = make_database(), make_database()
+    database.execute(
+        'drop table mikkoo.dead_letter, mikkoo.failing_event, mikkoo.batch_progress;'
+        'delete from mikkoo.schema_version where version > 1'
+    )
+    number = str(uuid.uuid4())
+    database.execute(NEW_RECORD, (number, 7, 'q', 'ex', 'key', 'body', None, None, None))
+    kept = 'select a::text from mikkoo.audit a union all select v::text from mikkoo.schema_version v'
+    before = database.execute(kept)
+    assert install(database) == ''
+    after = database.execute(kept)
+    assert after[: len(before)] == before and len(after) == len(before) + 1
+    assert definitions(database) == definitions(fresh)
+    database.execute(BURY, ('q', 'mikkoo', 1))
+    again = definitions(database)
+    assert install(database) == ''
+    assert definitions(database) == again
+    assert database.execute('select count(*) from mikkoo.dead_letter') == [(1,)]
+
+
+def definitions(database: Database) -> list[tuple[object, ...]]:
+    """Tables with their columns, rights, constraints, indexes and comments."""
+    return database.execute(
+        """
+        select relname::text, attname::text, atttypid::regtype::text, attnotnull::text, attidentity::text,
+            pg_get_expr(adbin, adrelid), relacl::text, col_description(c.oid, attnum)
+        from pg_class c join pg_attribute on attrelid = c.oid and attnum > 0
+            left join pg_attrdef on adrelid = c.oid and adnum = attnum
+        where relnamespace = 'mikkoo'::regnamespace and relkind = 'r'
+        union all
+        select conname::text, pg_get_constraintdef(oid), obj_description(oid), null, null, null, null, null
+        from pg_constraint where connamespace = 'mikkoo'::regnamespace
+        union all
+        select pg_get_indexdef(indexrelid), obj_description(indexrelid), null, null, null, null, null, null
+        from pg_index join pg_class c on c.oid = indrelid where relnamespace = 'mikkoo'::regnamespace
+        order by 1, 2
+        """
+    )
 
 
 def test_it_upgrades_the_schema_of_mikkoo_3(

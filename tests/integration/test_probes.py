@@ -102,6 +102,14 @@ def test_no_mikkoo_sql(worker: WorkerSettings, database: Database) -> None:
     database.execute('drop schema mikkoo cascade')
     probe = only(probed(worker), 'mikkoo.sql')
     assert probe.outcome == 'warn' and 'mikkood sql' in probe.remedy
+    assert 'dead letters cannot be kept' in probe.text
+
+
+def test_a_mikkoo_sql_without_dead_letters(worker: WorkerSettings, database: Database) -> None:
+    database.execute('delete from mikkoo.schema_version where version > 1')
+    probe = only(probed(worker), 'mikkoo.sql')
+    assert (probe.outcome, probe.remedy) == ('warn', 'mikkood sql | psql DATABASE')
+    assert probe.text.startswith('version 1,') and 'dead letters cannot be kept' in probe.text
 
 
 def test_a_queue_that_is_not_there(worker: WorkerSettings, database: Database) -> None:

@@ -100,6 +100,73 @@ def test_the_parser_and_the_table_have_the_same_commands(capsys: pytest.CaptureF
     assert cli.EXITS in shown
 
 
+@pytest.mark.parametrize('action', ['list', 'show', 'retry', 'discard'])
+def test_every_action_on_dead_letters_has_help(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(['dead-letters', action, '--help'])
+    assert left.value.code == Exit.OK
+    assert f'usage: mikkood dead-letters {action}' in capsys.readouterr().out
+
+
+def test_dead_letters_by_filters() -> None:
+    given = cli.parser().parse_args(
+        ['-c', 'a', 'dead-letters', 'retry', '7', '8', '--queue', 'q', '--exchange', '', '--routing-key', 'k',
+         '--reason', 'returned', '--older-than', '2 h', '--newer-than', '7d']
+    )  # fmt: skip
+    assert (given.config, given.action, given.ids, given.all, given.yes) == (
+        'a',
+        'retry',
+        [7, 8],
+        False,
+        False,
+    )
+    assert (given.worker, given.queue, given.exchange, given.routing_key) == (None, 'q', '', 'k')
+    assert (given.reason_code, given.older_than, given.newer_than) == ('returned', 7200, 604800)
+
+
+def test_a_limit_of_dead_letters() -> None:
+    assert cli.parser().parse_args(['dead-letters', 'list']).limit == 100
+    assert cli.parser().parse_args(['dead-letters', 'list', '--limit', '5']).limit == 5
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'word'),
+    [
+        ([], 'ACTION'),
+        (['nonsense'], 'nonsense'),
+        (['show'], 'ID'),
+        (['show', 'x'], "'x' is no number"),
+        (['show', '1', '2'], '2'),
+        (['retry', '0'], "'0' is no number"),
+        (['retry', str(2**63)], 'is no number'),
+        (['list', '--limit', '0'], "'0' is no number"),
+        (['list', '--older-than', '5 weeks'], "'5 weeks' is no duration, as '30s'"),
+        (['list', '--newer-than', '-5s'], 'newer-than'),
+        (['list', '--newer-than', '9' * 400 + 'd'], 'is no duration'),
+        (['list', '--worker', 'w', '--queue', 'q'], 'not allowed with'),
+        (['list', '--yes'], '--yes'),
+        (['discard', '--json'], '--json'),
+    ],
+)
+def test_wrong_usage_of_dead_letters(
+    arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(['dead-letters', *arguments])
+    assert left.value.code == Exit.USAGE
+    assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('action', ['retry', 'discard'])
+@pytest.mark.parametrize('arguments', [[], ['--yes'], ['1', '--all'], ['--all', '--worker', 'w']])
+def test_which_dead_letters_must_be_clear(
+    action: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before any configuration is read."""
+    assert cli.main(['-c', '/nonexistent', 'dead-letters', action, *arguments]) == Exit.USAGE
+    assert capsys.readouterr().err == 'mikkood: give either IDs, filters or both, or --all\n'
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(['--version'])
