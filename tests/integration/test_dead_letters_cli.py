@@ -298,6 +298,27 @@ def test_of_two_at_once_one_wins(shop: Shop) -> None:
     assert [event[0] for event in shop.delivered('mikkoo')] == [42]
 
 
+def test_two_that_retry_everything_at_once(shop: Shop) -> None:
+    """Neither fails but for what the other was quicker to take; each event comes back once."""
+    shop.execute("""
+        insert into mikkoo.dead_letter (queue, consumer, event_id, event_time, event_txid, attempts,
+            reason_code, reason, first_failed_at)
+        select 'invoices', 'mikkoo', n, now(), 7, 1, 'refused', 'r', now() from generate_series(1, 5000) n
+    """)
+    rivals = [
+        subprocess.Popen(
+            shop.command('retry', '--all', '--yes'),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    said = [rival.communicate(timeout=60)[1] for rival in rivals]
+    assert all(not text or 'by somebody else' in text for text in said), said
+    assert shop.ids() == []
+    events = shop.delivered('mikkoo') + shop.delivered('mikkoo')
+    assert [event[0] for event in events] == list(range(1, 5001))
+
+
 def test_a_consumer_or_a_queue_that_is_gone(shop: Shop) -> None:
     good, gone, nowhere = shop.bury(), shop.bury(consumer='gone'), shop.bury(queue='nowhere')
     assert 'consumer "gone" is not registered with queue "invoices"' in shop.refused('retry', str(gone))
