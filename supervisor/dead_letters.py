@@ -151,7 +151,10 @@ def _preview(chosen: Sequence[Chosen], total: int) -> None:
 def _agreed(verb: Verb) -> bool:
     if not sys.stdin.isatty():
         raise Refusal('standard input is no terminal to ask on: give --yes', Exit.USAGE)
-    return input(f'{QUESTIONS[verb]} [y/N] ').strip().lower() in ('y', 'yes')
+    try:
+        return input(f'{QUESTIONS[verb]} [y/N] ').strip().lower() in ('y', 'yes')
+    except EOFError:  # Ctrl-D
+        return False
 
 
 def _left(total: int, done: Sequence[Done]) -> str:

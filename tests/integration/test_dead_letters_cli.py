@@ -390,7 +390,7 @@ def test_without_anybody_to_ask_nothing_is_done(shop: Shop, command: str) -> Non
 
 
 @pytest.mark.parametrize('command', ['retry', 'discard'])
-@pytest.mark.parametrize(('answer', 'agreed'), [('n', False), ('', False), ('yes', True)])
+@pytest.mark.parametrize(('answer', 'agreed'), [('n', False), ('', False), ('\x04', False), ('yes', True)])
 def test_it_shows_and_asks(shop: Shop, command: str, answer: str, agreed: bool) -> None:
     ids = [shop.bury(event_id=100 + number) for number in range(12)]
     terminal, theirs = pty.openpty()
