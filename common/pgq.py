@@ -1,7 +1,7 @@
 """PgQ's and mikkoo.sql's calls: one consumer of one queue, its batches and how they are settled.
 
-`Reader` reads a batch over a second session; what mikkoo.sql keeps is in `pgq_keep`, what `mikkood check` asks
-in `pgq_facts`. A few lines more than other files: the SQL stands beside the calls that use it.
+`Reader` reads a batch over a second session; what mikkoo.sql keeps is in `pgq_keep`, what `mikkood check`
+asks in `pgq_facts`. A few lines more than other files: the SQL stands beside the calls that use it.
 """
 
 from __future__ import annotations
