@@ -15,6 +15,8 @@ VERSION = 'select pgq.version()'
 USER = "select quote_ident(current_user), has_schema_privilege('pgq', 'USAGE')"
 QUEUES = 'select queue_name from pgq.queue order by queue_name'
 TICK_AGE = 'select extract(epoch from ticker_lag)::float8 from pgq.get_queue_info(%s)'
+# create_queue makes tick 1. PgQ removes old ticks, so there may be but one of a queue that ticks for long.
+ONE_TICK = 'select last_tick_id = 1 from pgq.get_queue_info(%s)'
 HAS_SCHEMA_VERSION = """
     select 1 from pg_class c join pg_namespace n on n.oid = c.relnamespace
     where n.nspname = 'mikkoo' and c.relname = 'schema_version'
@@ -74,6 +76,12 @@ def last_tick_age(session: Session, queue: str) -> float | None:
     """Seconds since the queue's last tick; None for an unknown queue. PgQ's default is under a minute."""
     row = session.one(TICK_AGE, (queue,))
     return None if row is None else row[0]
+
+
+def only_first_tick(session: Session, queue: str) -> bool:
+    """Whether the queue has not ticked since create_queue, which makes a tick without any ticker."""
+    row = session.one(ONE_TICK, (queue,))
+    return row is not None and bool(row[0])
 
 
 def mikkoo_schema_version(session: Session) -> int | None:

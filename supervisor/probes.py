@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from mikkoo.common import pgq, pgq_keep
 from mikkoo.common.amqp import Link
 from mikkoo.common.errors import BrokerError, BrokerRefused, DatabaseError, DatabaseLost, Exit
-from mikkoo.common.pgq_facts import PL_ONLY
+from mikkoo.common.pgq_facts import PL_ONLY, only_first_tick
 from mikkoo.common.postgres import Session
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import BrokerSettings, Settings, WorkerSettings
@@ -151,7 +151,8 @@ def _queue(worker: WorkerSettings, session: Session) -> Iterator[Probe]:
         yield _no_queue(subject, worker.queue, pgq.nearest_queue(session, worker.queue))
     yield _privileges(subject, worker, session)
     if exists:
-        yield _ticking(subject, pgq.last_tick_age(session, worker.queue))
+        age = pgq.last_tick_age(session, worker.queue)
+        yield _ticking(subject, age, first=only_first_tick(session, worker.queue))
 
 
 def _no_queue(subject: str, queue: str, nearest: str | None) -> Probe:
@@ -170,7 +171,13 @@ def _privileges(subject: str, worker: WorkerSettings, session: Session) -> Probe
     )
 
 
-def _ticking(subject: str, age: float | None) -> Probe:
+def _ticking(subject: str, age: float | None, *, first: bool) -> Probe:
+    if age is not None and age <= OLD_TICK and first:
+        return Probe(
+            subject, 'ticking', 'warn',
+            f'only the first tick, made with the queue, {max(0.0, age):.0f} s old; is pgqd running?',
+            'start pgqd for this database: see base_connstr and database_list in pgqd.ini',
+        )  # fmt: skip
     if age is not None and age <= OLD_TICK:
         return Probe(subject, 'ticking', 'ok', f'the last tick is {max(0.0, age):.0f} s old')
     found = 'there has been no tick' if age is None else f'the last tick is {age:.0f} s old'

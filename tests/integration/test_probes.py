@@ -27,12 +27,19 @@ if TYPE_CHECKING:
 def worker(database: Database, rabbitmq: RabbitServer, vhost: str) -> WorkerSettings:
     """One for which everything is right."""
     database.execute("select pgq.create_queue('invoices')")
+    tick(database)
     return WorkerSettings(
         name='invoices',
         queue='invoices',
         postgres_url=database.relay_url,
         rabbitmq=BrokerSettings(nodes=((rabbitmq.host, rabbitmq.port),), vhost=vhost),
     )
+
+
+def tick(database: Database) -> None:
+    """As pgqd does."""
+    database.execute("select pgq.force_tick('invoices')")
+    database.execute("select pgq.ticker('invoices')")
 
 
 def probed(*workers: WorkerSettings) -> list[Probe]:
@@ -140,6 +147,18 @@ def test_a_queue_that_does_not_tick(worker: WorkerSettings, database: Database) 
     database.execute("update pgq.tick set tick_time = now() - interval '1 hour'")
     probe = only(probed(worker), 'ticking')
     assert probe.outcome == 'failed' and 'pgqd' in probe.remedy
+
+
+def test_a_queue_with_only_the_tick_of_its_creation(worker: WorkerSettings, database: Database) -> None:
+    """It is no sign of a ticker. One that PgQ has left of many is."""
+    database.execute("select pgq.drop_queue('invoices')")
+    database.execute("select pgq.create_queue('invoices')")
+    probe = only(probed(worker), 'ticking')
+    assert probe.outcome == 'warn' and 'is pgqd running?' in probe.text
+    assert 'base_connstr' in probe.remedy and 'database_list' in probe.remedy
+    tick(database)
+    database.execute('delete from pgq.tick where tick_id = 1')
+    assert only(probed(worker), 'ticking').outcome == 'ok'
 
 
 def broken(worker: WorkerSettings, **changes: object) -> Probe:
