@@ -19,7 +19,7 @@ from mikkoo.common.pgq_dead_letters import DeadLetter, DeadLetters, Done, Filter
 from mikkoo.common.postgres import Session
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
-from mikkoo.supervisor import output
+from mikkoo.supervisor import output, question
 from mikkoo.supervisor.lifecycle import plural
 from mikkoo.supervisor.places import configuration_path
 from mikkoo.supervisor.refusal import Refusal
@@ -98,7 +98,7 @@ def change(verb: Verb, databases: Sequence[DeadLetters], which: Filter, *, ask: 
     if verb == 'retry':
         _refuse_obstacles(chosen)
     _preview(chosen, total)
-    if ask and total > 1 and not _agreed(verb):
+    if ask and total > 1 and not question.agreed(QUESTIONS[verb]):
         print('nothing was done')
         return Exit.FAILURE
     done = [_apply(verb, one) for one in chosen]
@@ -146,15 +146,6 @@ def _preview(chosen: Sequence[Chosen], total: int) -> None:
         for letter in one.letters.find(Filter(ids=tuple(one.ids)), PREVIEW)
     ]
     output.dead_letters(rows[:PREVIEW], total)
-
-
-def _agreed(verb: Verb) -> bool:
-    if not sys.stdin.isatty():
-        raise Refusal('standard input is no terminal to ask on: give --yes', Exit.USAGE)
-    try:
-        return input(f'{QUESTIONS[verb]} [y/N] ').strip().lower() in ('y', 'yes')
-    except EOFError:  # Ctrl-D
-        return False
 
 
 def _left(total: int, done: Sequence[Done]) -> str:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import closing
 from dataclasses import dataclass
 
-from mikkoo.common import config
+from mikkoo.common import config, pgq
 from mikkoo.common.errors import DatabaseError, Exit
-from mikkoo.common.pgq import Consumer
 from mikkoo.common.postgres import Session
 from mikkoo.common.pulse import Pulse
+from mikkoo.supervisor import question
 from mikkoo.supervisor.places import configuration_path
 from mikkoo.supervisor.refusal import Refusal
 
@@ -49,7 +48,8 @@ def unregister(target: Target, *, ask: bool) -> int:
     with closing(Pulse()) as pulse:
         session = Session.connect(target.postgres_url, pulse, application_name='mikkood unregister')
         with closing(session):
-            consumer = Consumer(session, target.queue, target.consumer)
+            _require_queue(session, target.queue)
+            consumer = pgq.Consumer(session, target.queue, target.consumer)
             if not consumer.own():
                 raise Refusal(
                     f'a relay is at work for {_phrase(target)} (server process {consumer.owner()}): '
@@ -63,19 +63,25 @@ def unregister(target: Target, *, ask: bool) -> int:
     return Exit.OK
 
 
-def _agreed(target: Target, consumer: Consumer) -> bool:
-    """Ask, naming what will be lost. Nobody to ask counts as no."""
+def _require_queue(session: Session, queue: str) -> None:
+    if not pgq.queue_exists(session, queue):
+        nearest = pgq.nearest_queue(session, queue)
+        raise Refusal(f'no queue {queue!r}' + (f'; did you mean {nearest!r}?' if nearest else ''))
+
+
+def _agreed(target: Target, consumer: pgq.Consumer) -> bool:
+    """Ask, naming what will be lost; where it is not registered nothing is. Nobody to ask counts as no."""
     try:
         pending = consumer.pending()
-        loss = f'about {pending.events} events wait for it, last read {pending.seen:.0f} s ago'
     except DatabaseError as error:
         if error.sqlstate != '42704':
             raise
-        loss = 'it is not registered'
-    print(f'{_phrase(target)}: {loss}; they, its retries and all events until it registers again are lost.')
-    if not sys.stdin.isatty():
-        raise Refusal('standard input is no terminal to ask on: give --yes', Exit.USAGE)
-    return input('Unregister? [y/N] ').strip().lower() in ('y', 'yes')
+        return True
+    print(
+        f'{_phrase(target)}, last read {pending.seen:.0f} s ago: {pending.events:,} events or so wait, its '
+        'retries aside; they are all lost to it, and so is all that is inserted until it registers again.'
+    )
+    return question.agreed('Unregister?')
 
 
 def _phrase(target: Target) -> str:

@@ -71,7 +71,9 @@ def test_without_anybody_to_ask_nothing_is_done(consumer: Database) -> None:
     assert registered(consumer)
 
 
-@pytest.mark.parametrize(('answer', 'gone'), [('n', False), ('', False), ('y', True), ('YES', True)])
+@pytest.mark.parametrize(
+    ('answer', 'gone'), [('n', False), ('', False), ('\x04', False), ('y', True), ('YES', True)]
+)
 def test_it_asks_and_names_what_is_lost(consumer: Database, answer: str, gone: bool) -> None:
     terminal, theirs = pty.openpty()
     with subprocess.Popen(
@@ -81,9 +83,17 @@ def test_it_asks_and_names_what_is_lost(consumer: Database, answer: str, gone: b
         shown, _ = process.communicate(timeout=60)
     os.close(terminal)
     os.close(theirs)
-    assert 'events wait for it' in shown and 'Unregister? [y/N]' in shown
+    assert 'events or so wait' in shown and 'Unregister? [y/N]' in shown
     assert process.returncode == (Exit.OK if gone else Exit.FAILURE)
     assert registered(consumer) is not gone
+
+
+def test_a_queue_that_is_not_there(consumer: Database) -> None:
+    names = ['invoice' if name == 'invoices' else name for name in named(consumer)]
+    refused = unregister('unregister', *names, '--yes')
+    assert refused.returncode == Exit.FAILURE
+    assert refused.stderr == "mikkood: no queue 'invoice'; did you mean 'invoices'?\n"
+    assert registered(consumer)
 
 
 def test_refused_while_a_relay_is_at_work(consumer: Database) -> None:
