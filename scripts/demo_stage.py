@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from mikkoo.common.resources import example_configuration_path
+from mikkoo.supervisor.places import RUNTIME_VARIABLE
 from tests.servers.pgqd import Pgqd
 from tests.servers.postgres import PostgresServer
 from tests.servers.process import Server
@@ -42,7 +44,8 @@ class Daemon(Server):
 
     def _launch(self) -> subprocess.Popen[bytes]:
         program = Path(sys.executable).with_name('mikkood')
-        return self._spawn([str(program), '-c', str(self._file), 'start', '-f'])
+        environment = {**os.environ, RUNTIME_VARIABLE: str(self.folder)}
+        return self._spawn([str(program), '-c', str(self._file), 'start', '-f'], environment)
 
     def _await_ready(self) -> None:
         until(self._registered, READY_TIMEOUT, lambda: f'mikkood registers its consumers:\n{self.log()}')

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,10 +49,21 @@ def descendants(pid: int) -> set[int]:
     return found - {pid}
 
 
+def runtime_folders() -> set[Path]:
+    """Those of mikkood outside the folder of a demo, which are called after its mikkoo.yml."""
+    return {
+        path
+        for base in (Path('/run/mikkood'), *Path(tempfile.gettempdir()).glob('mikkood-*'))
+        for path in base.glob('mikkoo-*')
+    }
+
+
 def test_it_ends_by_itself_and_counts(tmp_path: Path) -> None:
     output = tmp_path / 'output'
+    before = runtime_folders()
     with demo(output, '--seconds', '3') as running:
         assert running.wait(START_TIMEOUT) == 0, output.read_text()
+    assert runtime_folders() <= before
     text = output.read_text()
     assert re.search(r'^inserted 3, delivered 3, lost 0, repeated 0$', text, re.M), text
     assert len(re.findall(r'message_id=[0-9a-f-]{36}', text)) == 3
