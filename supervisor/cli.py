@@ -30,8 +30,11 @@ optional arguments:
 """
 
 EXITS = """\
-exit codes: 0 done; 1 failed, the reason is on standard error; 2 wrong usage; 77 not permitted; 78 the
-configuration is wrong. status: 0 running, 1 dead but left its pidfile, 3 not running, 4 unknown.
+configuration: -c, else $MIKKOO_CONFIG, else ./etc/mikkoo.yml, else /etc/mikkoo/mikkoo.yml.
+
+exit codes: 0 done; 1 failed, the reason is on standard error; 2 wrong usage; 7 reload, restart NAME: not
+running; 70 a bug in mikkood; 77 not permitted; 78 the configuration is wrong. status: 0 running, 1 dead but
+left its pidfile, 3 not running, 4 unknown.
 """
 
 

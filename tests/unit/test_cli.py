@@ -11,6 +11,7 @@ import pytest
 
 from mikkoo.common.errors import Exit
 from mikkoo.supervisor import cli, commands
+from mikkoo.supervisor.places import CONFIGURATION_PATHS, CONFIGURATION_VARIABLE
 from mikkoo.supervisor.refusal import Refusal
 
 # As the first versions print it (their documentation lost the indentation).
@@ -98,6 +99,14 @@ def test_the_parser_and_the_table_have_the_same_commands(capsys: pytest.CaptureF
     shown = capsys.readouterr().out
     assert all(f'\n    {command} ' in shown for command in commands.COMMANDS)
     assert cli.EXITS in shown
+
+
+def test_help_tells_the_exit_codes_and_where_the_configuration_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(['--help'])
+    shown = capsys.readouterr().out
+    assert all(f' {int(code)} ' in shown for code in Exit)
+    assert all(place in shown for place in (CONFIGURATION_VARIABLE, *CONFIGURATION_PATHS))
 
 
 @pytest.mark.parametrize('action', ['list', 'show', 'retry', 'discard'])
