@@ -7,14 +7,17 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mikkoo.common.errors import ConfigurationError, Exit
-from mikkoo.supervisor import lifecycle
+from mikkoo.common.errors import ConfigurationError, Exit, Mistake
+from mikkoo.supervisor import daemon, lifecycle
 from mikkoo.supervisor.control import Answer, ControlError, NotAllowed, ask
 from mikkoo.supervisor.pidfile import Mark
 from mikkoo.supervisor.places import Running, configuration_path
 from mikkoo.supervisor.refusal import Refusal
+
+if TYPE_CHECKING:
+    from mikkoo.common.settings import Settings
 
 STATUS_TIMEOUT = 5.0  # seconds; a supervisor that answers does so in milliseconds
 RELOAD_TIMEOUT = 30.0  # seconds; a ${file:} on a slow disk is read anew
@@ -49,8 +52,10 @@ def status(arguments: Namespace) -> int:
     from mikkoo.supervisor import output
 
     try:
-        found = lifecycle.find(configuration_path(arguments.config))
-        answer = _status(found)
+        path = configuration_path(arguments.config)
+        answer = _status(lifecycle.find(path))
+        if answer['state'] == 'not running' and (absent := lifecycle.absent(path)):
+            answer['error'] = absent.strip(' ()')
     except Refusal as refusal:
         answer = {'exit': Exit.UNKNOWN, 'state': 'unknown', 'error': str(refusal)}
     code = int(answer.pop('exit'))
@@ -66,6 +71,7 @@ def check(arguments: Namespace) -> int:
     if arguments.json:
         return _check_json(path, arguments.connect)
     settings = lifecycle.load(path)
+    _require_owner(path, settings)
     count = len(settings.workers)
     print(f'{path} is valid ({count} {lifecycle.plural("worker", count)})')
     if not arguments.connect:
@@ -125,7 +131,7 @@ def _ask(path: Path, request: dict[str, str], timeout: float = 10.0) -> Answer:
     """Ask the running mikkood. Raises Refusal where none runs or it may not be asked."""
     found = lifecycle.find(path)
     if not isinstance(found, Running):
-        raise Refusal('not running', Exit.NO_DAEMON)
+        raise Refusal(f'not running{lifecycle.absent(path)}', Exit.NO_DAEMON)
     try:
         return ask(found.places.control, request, timeout)
     except NotAllowed as error:
@@ -157,6 +163,15 @@ def _status(found: Running | Mark | None) -> dict[str, Any]:
     return {**known, **answer}
 
 
+def _require_owner(path: Path, settings: Settings) -> None:
+    """`start` would refuse it as well. Raises ConfigurationError."""
+    if mistakes := [
+        Mistake(str(path), 0, 0, f'Daemon.{kind}', repr(name), f'a {kind} of this machine is allowed')
+        for kind, name in daemon.strangers(settings.daemon)
+    ]:
+        raise ConfigurationError(*mistakes)
+
+
 def _check_json(path: Path, connect: bool) -> int:
     from dataclasses import asdict
 
@@ -165,6 +180,7 @@ def _check_json(path: Path, connect: bool) -> int:
     answer: dict[str, Any] = {'configuration': str(path), 'valid': True, 'mistakes': [], 'warnings': []}
     try:
         settings = config.load(path)
+        _require_owner(path, settings)
     except ConfigurationError as error:
         answer.update(valid=False, mistakes=[asdict(mistake) for mistake in error.mistakes])
         print(json.dumps(answer, indent=2))

@@ -78,16 +78,25 @@ class Readiness:
             os.close(number)
 
 
+def strangers(daemon: DaemonSettings) -> list[tuple[str, str]]:
+    """Of 'user' and 'group' of the Daemon section those that this machine does not know, with their names."""
+    found = []
+    for kind, name, look in (('user', daemon.user, pwd.getpwnam), ('group', daemon.group, grp.getgrnam)):
+        if not name:
+            continue
+        try:
+            look(name)
+        except KeyError:
+            found.append((kind, name))
+    return found
+
+
 def owner(daemon: DaemonSettings) -> Owner:
     """The user and group of the Daemon section, else our own. Raises Refusal for one that cannot be."""
-    try:
-        person = pwd.getpwnam(daemon.user) if daemon.user else None
-    except KeyError:
-        raise Refusal(f'Daemon.user: this machine has no user {daemon.user!r}', Exit.CONFIG) from None
-    try:
-        group = grp.getgrnam(daemon.group) if daemon.group else None
-    except KeyError:
-        raise Refusal(f'Daemon.group: this machine has no group {daemon.group!r}', Exit.CONFIG) from None
+    for kind, name in strangers(daemon):
+        raise Refusal(f'Daemon.{kind}: this machine has no {kind} {name!r}', Exit.CONFIG)
+    person = pwd.getpwnam(daemon.user) if daemon.user else None
+    group = grp.getgrnam(daemon.group) if daemon.group else None
     uid = person.pw_uid if person else os.geteuid()
     gid = group.gr_gid if group else person.pw_gid if person else os.getegid()
     drop = (uid, gid) != (os.geteuid(), os.getegid())

@@ -32,6 +32,11 @@ def load(path: Path) -> Settings:
     return settings
 
 
+def absent(path: Path) -> str:
+    """Said where nothing runs; one that runs is found, and can be stopped, after its file was deleted."""
+    return '' if os.path.lexists(path) else f' (there is no file {path})'
+
+
 def find(path: Path) -> places.Running | Mark | None:
     """The mikkood of a configuration, or the mark of a dead one; also while the configuration is broken."""
     found = places.find(path, None)
@@ -64,7 +69,7 @@ def stop(path: Path, timeout: float) -> int:
     """Stop; return once the process is gone. Not running is no failure (LSB)."""
     running = find(path)
     if not isinstance(running, places.Running):
-        print('mikkood is not running')
+        print(f'mikkood is not running{absent(path)}')
         return Exit.OK
     terminate(running, timeout)
     print(f'mikkood has stopped (pid {running.pid})')

@@ -23,6 +23,7 @@ from mikkoo.supervisor.control import Request, Server
 from mikkoo.supervisor.plan import Plan, diff
 from mikkoo.supervisor.spawn import ENTRIES
 from mikkoo.supervisor.states import DEFAULT_POLICY, NEVER, Policy
+from mikkoo.supervisor.terminal import Terminal
 from mikkoo.supervisor.watcher import Watcher
 
 LONGEST_WAIT = 5.0  # seconds
@@ -98,6 +99,7 @@ class Supervisor:
         stack.callback(self._flush_reports)
         stack.callback(self._metrics.close)
         stack.callback(self._selector.close)
+        self._terminal = Terminal()
         self._signals = signals.Signals()
         stack.callback(self._signals.close)
         self._control = Server(self._control_path, self._selector, self._answer)
@@ -140,14 +142,22 @@ class Supervisor:
     def _on_signals(self) -> None:
         for number in self._signals.take():
             if number in signals.RELOAD:
-                logs.reopen()
-                logger.info('%s: reload', number.name)
-                self._reload(told=True)
+                self._on_hangup()
             elif self._stopping:
                 self._children.kill(f'a second {number.name}')
             else:
                 logger.info('%s: stop', number.name)
                 self._stop()
+
+    def _on_hangup(self) -> None:
+        """The kernel and the shell may both tell that the terminal is gone: once more is no second TERM."""
+        if not self._foreground or not self._terminal.gone():
+            logs.reopen()
+            logger.info('SIGHUP: reload')
+            self._reload(told=True)
+        elif not self._stopping:
+            logger.info('SIGHUP: stop, the terminal is gone')
+            self._stop()
 
     def _on_files(self) -> None:
         self._watcher.take(time.monotonic())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import grp
+import json
 import os
+import pty
 import pwd
 import shutil
 import signal
@@ -203,6 +205,12 @@ def test_an_unknown_user_or_group_is_told(mikkood: Mikkood, who: str) -> None:
     mikkood.write(daemon=who)
     refused = mikkood('start')
     assert refused.returncode == Exit.CONFIG and 'no-such-' in refused.stderr
+    checked = mikkood('check')
+    assert checked.returncode == Exit.CONFIG and 'Daemon.' in checked.stderr and 'no-such-' in checked.stderr
+    checked = mikkood('check', '--json')
+    assert checked.returncode == Exit.CONFIG
+    [mistake] = json.loads(checked.stdout)['mistakes']
+    assert mistake['key'] in ('Daemon.user', 'Daemon.group') and 'no-such-' in mistake['found']
 
 
 def test_only_root_may_change_the_user(factory: Factory) -> None:
@@ -366,6 +374,22 @@ def test_a_hung_supervisor_is_unknown_and_is_killed_at_last(mikkood: Mikkood) ->
     assert not alive(pid)
 
 
+def test_a_file_that_is_not_there_is_told_where_nothing_runs(mikkood: Mikkood) -> None:
+    text = f'there is no file {mikkood.path}'
+    mikkood.write()
+    assert 'no file' not in mikkood('status').stdout + mikkood('stop').stdout + mikkood('reload').stderr
+    mikkood.started()
+    mikkood.path.unlink()
+    assert 'no file' not in mikkood('status').stdout
+    stopped = mikkood('stop')
+    assert stopped.returncode == Exit.OK and 'has stopped' in stopped.stdout
+    assert f'mikkood is not running ({text})' in mikkood('stop').stdout
+    refused = mikkood('reload')
+    assert refused.returncode == Exit.NO_DAEMON and f'not running ({text})' in refused.stderr
+    shown = mikkood('status')
+    assert shown.returncode == Exit.NOT_RUNNING and text in shown.stdout
+
+
 # In the foreground
 
 
@@ -380,6 +404,30 @@ def test_in_the_foreground_until_a_signal(mikkood: Mikkood, number: signal.Signa
     _, errors = process.communicate(timeout=STOP_TIMEOUT)
     assert process.returncode == Exit.OK
     assert 'Traceback' not in errors
+    assert mikkood('status').returncode == Exit.NOT_RUNNING
+
+
+def test_in_the_foreground_until_the_terminal_is_closed(mikkood: Mikkood) -> None:
+    """SIGHUP is a reload as long as there is the terminal."""
+    command, how = mikkood.command('start', '-f')
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(command[0], command, how['env'])
+    try:
+        until(lambda: mikkood('status').returncode == Exit.OK, STOP_TIMEOUT, 'mikkood runs')
+        os.kill(pid, signal.SIGHUP)
+        until(lambda: mikkood.status()['last_reload'] is not None, STOP_TIMEOUT, 'SIGHUP reloads')
+    finally:
+        os.close(terminal)
+        try:
+            until(lambda: not alive(pid), STOP_TIMEOUT, 'mikkood has ended')
+        except AssertionError:
+            os.kill(pid, signal.SIGKILL)
+            raise
+        finally:
+            _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == Exit.OK
+    assert 'the terminal is gone' in mikkood.log.read_text()
     assert mikkood('status').returncode == Exit.NOT_RUNNING
 
 
