@@ -78,7 +78,7 @@ def stop(path: Path, timeout: float) -> int:
 
 def restart(path: Path, timeout: float) -> int:
     """Stop and start, only if the configuration is valid; start where nothing ran (LSB)."""
-    load(path)
+    daemon.owner(load(path).daemon)
     running = find(path)
     if isinstance(running, places.Running):
         if running.mark.foreground:

@@ -348,6 +348,14 @@ def test_restart_is_another_process(mikkood: Mikkood) -> None:
     assert not alive(pid)
 
 
+def test_restart_leaves_what_runs_where_the_new_settings_cannot_start(mikkood: Mikkood) -> None:
+    pid = mikkood.started()
+    mikkood.write(daemon='{user: no-such-user}')
+    refused = mikkood('restart')
+    assert refused.returncode == Exit.CONFIG and 'no-such-user' in refused.stderr
+    assert mikkood.pid == pid and alive(pid)
+
+
 def test_restart_starts_what_does_not_run(mikkood: Mikkood) -> None:
     assert mikkood('restart').returncode == Exit.OK
     assert mikkood('status').returncode == Exit.OK
