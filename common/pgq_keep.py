@@ -17,9 +17,16 @@ FIRST_VERSION = 2  # of mikkoo.sql that keeps these
 AT_ONCE = 100  # events in one statement
 
 MAY_KEEP = """
-    select bool_and(has_table_privilege(name, right_))
-    from unnest(array['mikkoo.dead_letter', 'mikkoo.failing_event', 'mikkoo.batch_progress']) as name,
-        unnest(array['INSERT', 'DELETE']) as right_
+    select has_table_privilege('mikkoo.dead_letter', 'INSERT')
+        and has_table_privilege('mikkoo.dead_letter', 'UPDATE')
+        and has_table_privilege('mikkoo.dead_letter', 'SELECT')
+        and has_table_privilege('mikkoo.failing_event', 'SELECT')
+        and has_table_privilege('mikkoo.failing_event', 'INSERT')
+        and has_table_privilege('mikkoo.failing_event', 'DELETE')
+        and has_table_privilege('mikkoo.batch_progress', 'SELECT')
+        and has_table_privilege('mikkoo.batch_progress', 'INSERT')
+        and has_table_privilege('mikkoo.batch_progress', 'UPDATE')
+        and has_table_privilege('mikkoo.batch_progress', 'DELETE')
 """
 COLUMN_NAMES = """
     queue, consumer, event_id, event_time, event_txid, attempts, routing_key, payload, exchange, content_type,
@@ -48,7 +55,7 @@ BURY_COPY = """
     insert into mikkoo.dead_letter ({columns})
     select %s, %s, ev_id, ev_time, ev_txid, %s, ev_type, ev_data, ev_extra1, ev_extra2, ev_extra3, ev_extra4,
         %s, %s, {first_failed}
-    from ({batch}) as e where ev_id = %s
+    from ({batch}) as e where ev_id = %s order by ev_txid desc limit 1
     {again}
 """
 FAILED_FIRST = """
@@ -103,8 +110,9 @@ class Keeper:
 
     def bury(self, batch: Batch, dead: Sequence[Dead], is_large: Iterable[bool]) -> None:
         """Keep events as dead letters. What is large, or lacks its texts, is copied within the server."""
+        unique = {one.row[:2]: (one, large) for one, large in zip(dead, is_large, strict=True)}
         small = []
-        for one, large in zip(dead, is_large, strict=True):
+        for one, large in unique.values():  # twice in one batch after a crash that repeated it
             if large:
                 self._bury_copy(batch, one)
             else:

@@ -80,6 +80,9 @@ class Passage:
             if not self._taken % CHECK_EVERY:
                 self._stop_if_asked()
                 self.save_if_due()
+                if self._settling.is_full():  # its failures are behind an event that is still unjudged
+                    self._outlet.drain()
+                    self.save_if_due()
         self._outlet.drain()
         self._settling.add(self._outlet.take_failures())
 

@@ -93,10 +93,12 @@ class Publisher:
 
     def drain(self) -> None:
         """Return when every message is judged."""
-        self._flush()
-        self._ask_for_sync()
-        while self.in_flight:
+        while True:
             self.resend(())
+            self._flush()
+            self._ask_for_sync()
+            if not self.in_flight:
+                return
             self._wait()
 
     def _start_clocks(self) -> None:
@@ -301,7 +303,11 @@ class Publisher:
             self._pulse.wait('one confirm, after a closed channel', WAIT_SLICE, read=[self._link.fileno()])
             for signal in self._signals():
                 if isinstance(signal, ChannelClosed):
-                    self._convict(flight, Refusal(signal.code, signal.text))
+                    # While an alarm was waited for, rejected ones may have joined it.
+                    if self._flights.outstanding() == [flight]:
+                        self._convict(flight, Refusal(signal.code, signal.text))
+                    else:
+                        self._isolate()
                     return
                 self._hear(signal)
             self._check_progress()

@@ -77,9 +77,13 @@ class Settling:
                 _give_up(failure, self._settings, self._pulse)
                 self._metrics.count(names.DEAD)
 
+    def is_full(self) -> bool:
+        """Whether failures take their share of memory, or more."""
+        return self._bytes > self._settings.window_bytes // 2
+
     def is_due(self, judged: int) -> bool:
         """Whether to save now; `judged`: events of the batch so far."""
-        if self._bytes > self._settings.window_bytes // 2:
+        if self.is_full():
             return True
         if not self._consumer.keeps or judged == self._saved_count:
             return False
@@ -137,7 +141,9 @@ class Settling:
     def _bury(self, failure: Failure) -> None:
         self._tell(failure, 'it becomes a dead letter')
         event = failure.event
-        self._dead.append(Dead(event, attempts(event), failure.kind.value, describe(failure)))
+        # A name in the reason may hold what a text in PostgreSQL, in whatever encoding, cannot.
+        reason = describe(failure).encode('ascii', 'backslashreplace').decode().replace('\0', '\\x00')
+        self._dead.append(Dead(event, attempts(event), failure.kind.value, reason))
         self._bytes += _size(event)
 
     def _tell(self, failure: Failure, then: str) -> None:

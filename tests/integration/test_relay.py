@@ -82,6 +82,31 @@ def test_an_event_that_cannot_become_a_message_is_given_up_at_once(scene: Scene)
         assert len(scene.take()) == 1
 
 
+def test_a_reason_that_no_text_of_the_database_can_hold_is_kept_all_the_same(scene: Scene) -> None:
+    with Worker(scene.settings()) as worker:
+        worker.await_state('running')
+        properties = r'{"headers": {"a\u0000\u4e2d": 18446744073709551615}}'
+        (bad_id,) = scene.insert(['good.key'], properties=properties)
+        scene.insert(['good.key'])
+        scene.await_settled()
+        [(event_id, reason)] = scene.sql('select event_id, reason from mikkoo.dead_letter')
+        assert event_id == bad_id and r'a\x00\u4e2d' in reason
+        assert len(scene.take()) == 1
+
+
+def test_an_event_that_stands_twice_in_a_batch_is_one_dead_letter(scene: Scene) -> None:
+    """As after retries were committed before a crash that repeated their batch."""
+    with Worker(scene.settings()) as worker:
+        worker.await_state('running')
+        scene.sql('begin')
+        (bad_id,) = scene.insert(['good.key'], properties='[]')
+        [(table,)] = scene.sql('select pgq.current_event_table(%s)', QUEUE)
+        scene.sql(f'insert into {table} select * from {table} where ev_id = %s', bad_id)
+        scene.sql('commit')
+        scene.await_settled()
+        assert scene.sql('select event_id from mikkoo.dead_letter') == [(bad_id,)]
+
+
 def test_without_mikkoo_sql_what_is_given_up_is_logged_whole(scene: Scene) -> None:
     scene.sql('drop schema mikkoo cascade')
     with Worker(scene.settings(max_failures=1)) as worker:
