@@ -78,11 +78,12 @@ def stop(path: Path, timeout: float) -> int:
 
 def restart(path: Path, timeout: float) -> int:
     """Stop and start, only if the configuration is valid; start where nothing ran (LSB)."""
-    daemon.owner(load(path).daemon)
+    settings = load(path)
     running = find(path)
     if isinstance(running, places.Running):
         if running.mark.foreground:
             raise Refusal(f'pid {running.pid} runs in the foreground: stop it and start it in its terminal')
+        daemon.owner(settings.daemon)
         _ask_to_stop(running)
         terminate(running, timeout, asked=True)
     return start(path, foreground=False)
