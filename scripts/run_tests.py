@@ -18,7 +18,7 @@ from tests.servers.process import raise_on_signals
 TOP = Path(__file__).parents[1]
 REPORTS = TOP / '.tox' / 'report'
 TOGETHER = ('run-parallel', '--parallel-no-spinner', '-e', 'lint,type,py311,py312,py313,lowest')
-ALONE = ('run', '-e', 'integration,package')
+ALONE = ('run', '-e', 'integration,faults,package')
 
 
 def main() -> int:
