@@ -15,7 +15,7 @@ from tests.integration.product import Product
 def traffic(
     product: Product, record_property: Callable[[str, object], None]
 ) -> Iterator[Callable[..., Traffic]]:
-    """`traffic(rate=200.0, **settings of the worker)`: events flow already; the daemon is yet to be started."""
+    """`traffic(rate=200.0, **settings of the worker)`: events flow; the daemon is yet to be started."""
     made: list[Traffic] = []
 
     def start(**options: Any) -> Traffic:
