@@ -66,6 +66,11 @@ class Proxy:
         """Forward again: what was held back comes first."""
         self._weather.flowing.set()
 
+    def hold(self, *towards: Side) -> None:
+        """Forward nothing more that way (both, where none is named) on present connections, for good."""
+        for pair in self._present():
+            pair.held.update(towards or OTHER)
+
     def half_close(self, towards: Side = 'client') -> None:
         """Send FIN to one side of each present connection; the other direction goes on."""
         for pair in self._present():
@@ -138,6 +143,7 @@ class _Pair:
         self._over = threading.Event()
         self._pumping = 2
         self.limits: dict[Side, tuple[int, bool]] = {}  # bytes still allowed, and then RST or FIN
+        self.held: set[Side] = set()  # the directions in which nothing moves any more
         for end in self._ends.values():
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             end.setblocking(False)
@@ -191,8 +197,8 @@ class _Pair:
         data = self._ends[source].recv(max(1, min(CHUNK, int(rate / DRIPS_PER_SECOND))) if rate else CHUNK)
         if rate:
             self._over.wait(len(data) / rate)
-        while not self._weather.flowing.wait(LOOK):
-            if self._over.is_set():
+        while OTHER[source] in self.held or not self._weather.flowing.is_set():
+            if self._over.wait(LOOK):
                 return b''
         return data
 

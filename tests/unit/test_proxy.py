@@ -145,6 +145,35 @@ def test_a_stalled_connection_can_be_cut(proxy: Proxy, link: socket.socket) -> N
         link.recv(1)
 
 
+def test_hold_stops_one_direction_of_present_connections_for_good(
+    proxy: Proxy, link: socket.socket, echo: Echo
+) -> None:
+    proxy.hold('client')
+    link.sendall(b' on')
+    until(lambda: echo.received == b'hello on', 5, 'the other direction flows')
+    proxy.resume()
+    link.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        link.recv(1)
+    with socket.create_connection(('127.0.0.1', proxy.port), 5) as again:
+        again.sendall(b'x')
+        assert again.recv(1) == b'x'
+    proxy.cut()
+    with pytest.raises(ConnectionResetError):
+        link.recv(1)
+
+
+def test_hold_stops_both_directions_where_none_is_named(
+    proxy: Proxy, link: socket.socket, echo: Echo
+) -> None:
+    proxy.hold()
+    link.sendall(b'never')
+    link.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        link.recv(1)
+    assert echo.received == b'hello'
+
+
 def test_half_close_ends_one_direction_only(proxy: Proxy, link: socket.socket, echo: Echo) -> None:
     proxy.half_close('client')
     assert link.recv(1) == b''
