@@ -6,6 +6,7 @@ t boolean, I and l signed integers, d double, S text, A array, F table, V void.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from struct import Struct
@@ -103,8 +104,8 @@ repeated_string = lru_cache(CACHED)(short_string)
 
 
 def shown(value: object) -> str:
-    """A value for an error's text, not the whole of it."""
-    return repr(value)[:80]
+    """A value for an error's text, not the whole of it: `repr` would recurse through all that it nests."""
+    return reprlib.repr(value)[:80]
 
 
 def _properties(properties: Mapping[str, Any]) -> tuple[int, bytes]:
