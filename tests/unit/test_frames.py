@@ -262,7 +262,7 @@ def test_headers_fill_a_frame_exactly() -> None:
         (Message('', '', {'headers': {'a': {'b': [0, {'c': Decimal(1)}]}}}, b''), 'headers.a.b[1].c'),
         (Message('', '', {'headers': {'a': {'b': [0, [2**64]]}}}, b''), 'headers.a.b[1][0]'),
         (Message('', '', {'headers': nested(LARGEST_DEPTH + 1)}, b''), 'headers' + '.k[0]' * 32),
-        (Message('', '', {'headers': nested(1024)}, b''), 'headers' + '.k[0]' * 32),  # orjson reads as many
+        (Message('', '', {'headers': nested(1023)}, b''), 'headers' + '.k[0]' * 32),  # orjson reads 1024
     ],
 )
 def test_what_cannot_be_encoded_is_named(message: Message, field: str) -> None:
