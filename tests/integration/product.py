@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import psycopg2
 from pika.exceptions import AMQPError
 
 from mikkoo.supervisor.control import ask
@@ -46,7 +47,14 @@ class Product(Mikkood):
     # PostgreSQL
 
     def sql(self, statement: str, *arguments: Any) -> list[tuple[Any, ...]]:
-        self.cursor.execute(statement, arguments)
+        """One statement; once more on a new connection where the server has ended ours."""
+        try:
+            self.cursor.execute(statement, arguments)
+        except (psycopg2.OperationalError, psycopg2.InterfaceError):
+            self.connection.close()
+            self.connection = self.database.connect()
+            self.cursor = self.connection.cursor()
+            self.cursor.execute(statement, arguments)
         return self.cursor.fetchall() if self.cursor.description else []
 
     def create_queue(self, queue: str) -> None:

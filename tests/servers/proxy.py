@@ -58,6 +58,14 @@ class Proxy:
         for pair in self._present():
             pair.limits[towards] = (count, reset)
 
+    def cut_answer(self, question: bytes, *, reset: bool = True) -> None:
+        """Forward what holds `question` towards the server, then cut that connection instead of an answer.
+
+        For each present connection, once, if these bytes come in one piece.
+        """
+        for pair in self._present():
+            pair.question = (question, reset)
+
     def stall(self) -> None:
         """Forward nothing, either way, on present and new connections; nobody is told."""
         self._weather.flowing.clear()
@@ -143,6 +151,7 @@ class _Pair:
         self._over = threading.Event()
         self._pumping = 2
         self.limits: dict[Side, tuple[int, bool]] = {}  # bytes still allowed, and then RST or FIN
+        self.question: tuple[bytes, bool] | None = None  # what is to get no answer but RST or FIN
         self.held: set[Side] = set()  # the directions in which nothing moves any more
         for end in self._ends.values():
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -203,6 +212,8 @@ class _Pair:
         return data
 
     def _forward(self, towards: Side, data: bytes) -> None:
+        if towards == 'server' and self.question is not None and self.question[0] in data:
+            self.limits['client'] = (0, self.question[1])
         allowed, reset = self.limits.get(towards, (len(data) + 1, True))
         rest = memoryview(data)[:allowed]
         while rest and self._ready(towards, select.POLLOUT):

@@ -145,6 +145,16 @@ def test_a_stalled_connection_can_be_cut(proxy: Proxy, link: socket.socket) -> N
         link.recv(1)
 
 
+def test_cut_answer_lets_the_question_through(proxy: Proxy, link: socket.socket, echo: Echo) -> None:
+    proxy.cut_answer(b'commit')
+    link.sendall(b'begin')
+    assert read(link, 5) == b'begin'
+    link.sendall(b'commit')
+    with pytest.raises(ConnectionResetError):
+        link.recv(1)
+    assert echo.received == b'hellobegincommit'
+
+
 def test_hold_stops_one_direction_of_present_connections_for_good(
     proxy: Proxy, link: socket.socket, echo: Echo
 ) -> None:
