@@ -145,6 +145,11 @@ class Recorder:
         with self._lock:
             return Counter(n for _, n in self.arrived)
 
+    def repeats(self) -> int:
+        """Messages beyond the first of their event, so far."""
+        with self._lock:
+            return len(self.arrived) - len(self.message_ids)
+
     def latest(self) -> int:
         """The highest n so far; 0: none."""
         with self._lock:
@@ -226,6 +231,10 @@ class Traffic:
         seconds = self._until_flows(over_at, within)
         self._record(f'flows again: {fault}', f'{seconds:.1f} s')
         return seconds
+
+    def burst(self, count: int) -> None:
+        """Insert so many events in one transaction, beside the producer: one batch holds them all."""
+        self.product.sql(PRODUCE, count, QUEUE, EXCHANGE, self._poison_every)
 
     def finish(self, repeats: int) -> Tally:
         """Stop inserting, wait until all is settled and consumed, and check the tally; see Tally.check."""
