@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import stat
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -192,10 +193,16 @@ def _supervise(
 ) -> int:
     from mikkoo.supervisor.loop import Supervisor
 
+    _close_to_others()
     supervisor = Supervisor(
         path, settings, foreground=foreground, control_path=place.control, on_ready=on_ready
     )
     return supervisor.run()
+
+
+def _close_to_others() -> None:
+    """Other users shall never write in our files, such as the log, however lax the umask is."""
+    os.umask(os.umask(0o077) | stat.S_IWOTH)
 
 
 def plural(noun: str, count: int) -> str:

@@ -1,9 +1,10 @@
 """Where a running mikkood leaves its marks, and how every command finds them again.
 
-Each configuration has a runtime folder of its own, named by a hash of the configuration's path. It holds the
-control socket and a lock file with the pid, for the daemon and for a process in the foreground alike; so two
-configurations run beside each other, one configuration never runs twice, and a daemon is found again while
-its configuration is unreadable or names another pidfile by now. `Daemon.pidfile` is held in addition.
+Each configuration has a runtime folder of its own, named by a hash of the configuration's path, with the
+control socket, and beside it a lock file with the pid, for the daemon and for a process in the foreground alike;
+so two configurations run beside each other, one configuration never runs twice, and a daemon is found again
+while its configuration is unreadable or names another pidfile by now. `Daemon.pidfile` is held in addition.
+Everybody may see the lock, and so that the daemon runs; the folder is its user's and group's.
 
 The folder is made before the daemon gives up root and belongs to the daemon's user: the place of the
 reference text's own pidfile, /var/run, is one in which that user could make no socket and remove no file.
@@ -28,18 +29,19 @@ CONFIGURATION_VARIABLE = 'MIKKOO_CONFIG'
 CONFIGURATION_PATHS = ('etc/mikkoo.yml', '/etc/mikkoo/mikkoo.yml')
 ROOT_BASE = Path('/run/mikkood')
 PIDFILE_NAME = 'mikkoo.pid'
+FOLDER_MODE = 0o750
 LONGEST_SOCKET_PATH = 107  # bytes: sockaddr_un of unix(7), less the closing NUL
 
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """One configuration's runtime folder."""
+    """One configuration's runtime folder, and the lock beside it."""
 
     folder: Path
 
     @property
     def lock(self) -> Path:
-        return self.folder / PIDFILE_NAME
+        return self.folder.with_name(f'{self.folder.name}.pid')
 
     @property
     def control(self) -> Path:
@@ -165,7 +167,7 @@ def _trusted(base: Path, uid: int) -> bool:
 
 def _make_base(base: Path) -> None:
     try:
-        base.mkdir()
+        base.mkdir(mode=0o700)
     except FileExistsError:
         if not base.is_dir() or not _trusted(base, os.geteuid()):
             raise PermissionError(errno.EPERM, 'not a folder of ours', str(base)) from None
@@ -174,6 +176,6 @@ def _make_base(base: Path) -> None:
 
 
 def _make_folder(folder: Path, uid: int, gid: int) -> None:
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     os.chown(folder, uid, gid)
-    folder.chmod(0o755)
+    folder.chmod(FOLDER_MODE)  # whatever the umask

@@ -100,7 +100,7 @@ Logging:
         if self._foreground is not None:
             self._foreground.kill()
             self._foreground.communicate()
-        for mark in (self.folder / 'run').glob('*/mikkoo.pid'):
+        for mark in (self.folder / 'run').glob('*.pid'):
             pid = mark.read_text().split('\n')[0]
             if pid and alive(int(pid)) and 'mikkood' in command_line(int(pid)):
                 kill(int(pid))

@@ -9,6 +9,7 @@ import pty
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 import tempfile
 import time
@@ -102,6 +103,25 @@ def test_it_is_detached_in_every_way(mikkood: Mikkood) -> None:
     assert os.readlink(f'/proc/{pid}/cwd') == '/'
     assert [os.readlink(f'/proc/{pid}/fd/{number}') for number in range(3)] == [os.devnull] * 3
     assert proc(pid)['Umask'] == '0027'
+
+
+@pytest.mark.parametrize('command', ['start', 'start -f'])
+def test_nobody_else_may_write_its_files_whatever_the_umask(mikkood: Mikkood, command: str) -> None:
+    mikkood.write(daemon=f'{{umask: "000", pidfile: {mikkood.folder}/some.pid}}')
+    before = os.umask(0)
+    try:
+        process = mikkood.popen(*command.split())
+    finally:
+        os.umask(before)
+    until(lambda: mikkood('status').returncode == Exit.OK, STOP_TIMEOUT, 'it runs')
+    [control] = mikkood.folder.glob('run/*/control')
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in mikkood.folder.rglob('*')}
+    assert (modes[control], modes[control.parent]) == (0o600, 0o750)
+    made = {mikkood.log, *mikkood.folder.glob('**/*.pid')}
+    assert len(made) == (2 if '-f' in command else 3)
+    assert not [path for path in {*made, control.parent.parent} if modes[path] & stat.S_IWOTH], modes
+    assert mikkood('stop').returncode == Exit.OK
+    process.communicate(timeout=STOP_TIMEOUT)
 
 
 def test_nothing_of_the_starter_stays_open(mikkood: Mikkood) -> None:

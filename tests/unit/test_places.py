@@ -95,14 +95,18 @@ def test_a_base_too_long_for_a_socket_is_refused(tmp_path: Path, monkeypatch: py
         places.make(tmp_path / 'mikkoo.yml', *US)
 
 
-def test_the_umask_does_not_lock_the_daemon_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize('umask', [0, 0o777])
+def test_the_folder_is_its_users_and_groups_whatever_the_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
     monkeypatch.setenv(places.RUNTIME_VARIABLE, str(tmp_path / 'base'))
-    before = os.umask(0o777)
+    before = os.umask(umask)
     try:
         place = places.make(tmp_path / 'mikkoo.yml', *US)
     finally:
         os.umask(before)
-    assert place.folder.stat().st_mode & 0o777 == 0o755
+    assert place.folder.stat().st_mode & 0o777 == 0o750
+    assert place.lock.parent.stat().st_mode & 0o022 == 0, 'nobody else can put another lock in its place'
 
 
 def test_a_user_looks_in_his_folder_and_then_in_the_temporary_one(monkeypatch: pytest.MonkeyPatch) -> None:
