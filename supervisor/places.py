@@ -1,7 +1,7 @@
 """Where a running mikkood leaves its marks, and how every command finds them again.
 
 Each configuration has a runtime folder of its own, named by a hash of the configuration's path, with the
-control socket, and beside it a lock file with the pid, for the daemon and for a process in the foreground alike;
+control socket, and beside it a lock file with the pid, for the daemon and for a process in the foreground;
 so two configurations run beside each other, one configuration never runs twice, and a daemon is found again
 while its configuration is unreadable or names another pidfile by now. `Daemon.pidfile` is held in addition.
 Everybody may see the lock, and so that the daemon runs; the folder is its user's and group's.
