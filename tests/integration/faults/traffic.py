@@ -24,6 +24,7 @@ ARRIVALS = 'arrivals'
 INTERVAL = 0.05  # seconds between two transactions of the producer
 RETRY = 0.1  # seconds before a lost connection of ours is made again
 CONSUMED_AT_ONCE = 100  # messages on their way to the recorder
+ACKNOWLEDGED_AT_ONCE = 50
 POISON_EVERY = 50  # one event in so many has bad JSON in ev_extra3: a dead letter at once
 SETTLED = 180.0  # seconds until all is delivered once the faults are over; a few on an idle machine
 
@@ -136,6 +137,8 @@ class Recorder:
         self._queue = queue
         self._lock = threading.Lock()
         self._over = threading.Event()
+        self._going = threading.Event()
+        self._going.set()
         self.arrived: list[tuple[float, int]] = []  # monotonic time, n
         self.message_ids: dict[int, set[str]] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -155,13 +158,22 @@ class Recorder:
         with self._lock:
             return max(self.message_ids, default=0)
 
+    def pause(self) -> None:
+        """Consume no more, until `resume`: the queue fills."""
+        self._going.clear()
+
+    def resume(self) -> None:
+        self._going.set()
+
     def stop(self) -> None:
         self._over.set()
+        self._going.set()
         self._thread.join(SETTLED)
         assert not self._thread.is_alive(), 'the recorder does not stop'
 
     def _run(self) -> None:
         while not self._over.is_set():
+            self._going.wait()
             try:
                 broker = self._connect()
             except (AMQPError, OSError):
@@ -178,11 +190,16 @@ class Recorder:
     def _consume(self, broker: pika.BlockingConnection) -> None:
         channel = broker.channel()
         channel.basic_qos(prefetch_count=CONSUMED_AT_ONCE)
+        taken = acknowledged = 0  # delivery tags
         for method, properties, body in channel.consume(self._queue, inactivity_timeout=RETRY):
             if method is not None:
                 self._record(json.loads(body)['n'], properties.message_id, method.redelivered)
-                channel.basic_ack(method.delivery_tag)
-            if self._over.is_set():
+                taken = method.delivery_tag
+            at_once = taken - acknowledged
+            if at_once >= ACKNOWLEDGED_AT_ONCE or (at_once and (method is None or self._over.is_set())):
+                channel.basic_ack(taken, multiple=True)
+                acknowledged = taken
+            if self._over.is_set() or not self._going.is_set():
                 channel.cancel()
                 return
 
