@@ -13,6 +13,8 @@ from mikkoo.common.config_tree import Items, KeyPath, Place, Scalar, Section
 
 SECOND_WORKER_NAMES = (('postgresql_url', 'postgres_url'), ('retry_interval', 'retry_delay'))
 PLACEHOLDER = re.compile(r'\W*YOUR[ _-]SENTRY[ _-]DSN\W*', re.IGNORECASE)
+# `name = value` of a conninfo. From the start of a word only: else a long word is tried from each letter.
+OPTION = re.compile(r"\b(\w+)\s*=\s*('[^']*'|\S*)")
 TLS_PORT = '5671'
 LOCAL = ('', '127.0.0.1', '::1', 'localhost')
 
@@ -233,7 +235,7 @@ def database_of(url: str) -> tuple[str, ...]:
         }
         options |= dict(parse_qsl(parts.query))
     else:
-        options = {key: value.strip("'") for key, value in re.findall(r"(\w+)\s*=\s*('[^']*'|\S*)", url)}
+        options = {key: value.strip("'") for key, value in OPTION.findall(url)}
     service, host = options.get('service', ''), options.get('host') or options.get('hostaddr') or ''
     hosts = ','.join('localhost' if name in LOCAL else name for name in host.lower().split(','))
     name = options.get('dbname') or ('' if service else options.get('user', ''))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import logging.handlers
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from mikkoo.common.config_tree import Items, KeyPath, Scalar, Section, Tree, plain
@@ -23,6 +24,8 @@ DEFAULT: dict[str, Any] = {
     },
     'root': {'level': 'INFO', 'handlers': ['console']},
 }
+
+SHOWN_NAMES = 20  # handlers or formatters that an error lists
 
 _TOP = (
     'version',
@@ -195,7 +198,9 @@ class _Check:
                 self._report((*path, key, number), f'the name of one of the {key}: ' + self._names(key))
 
     def _names(self, key: str) -> str:
-        return ', '.join(self._section.section(key)) or 'there are none'
+        known = self._section.section(key)
+        more = ', ...' if len(known) > SHOWN_NAMES else ''
+        return ', '.join(islice(known, SHOWN_NAMES)) + more or 'there are none'
 
     def _known(self, section: Section, path: KeyPath, known: Iterable[str]) -> None:
         for key in section:

@@ -11,7 +11,7 @@ LARGEST_SECRET = 1024 * 1024  # bytes of a ${file:...}
 
 _PATTERN = re.compile(r'\$(?:(?P<dollar>\$)|\{(?P<inner>[^}]*)(?P<end>\}?))')
 _NAME = re.compile(r'(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>.*))?', re.DOTALL | re.ASCII)
-_FILE = re.compile(r'(?<!\$)(?:\$\$)*\$\{file:([^}]*)\}')
+_FILE = re.compile(r'(?<!\$)(?:\$\$)*\$\{file:([^}]{0,4096}+)\}')  # PATH_MAX
 
 
 class SubstitutionError(ValueError):

@@ -23,6 +23,7 @@ from mikkoo.common.config_tree import Items, KeyPath, Place, Scalar, Section, Tr
 from mikkoo.common.errors import ConfigurationError, Mistake
 
 DEEPEST = 32  # mappings and lists inside each other
+LONGEST_KEY = 255  # characters; every mistake below a key names it
 LARGEST_NODES = 100_000  # keys and values of a file, aliases expanded: a bound on "billion laughs"
 
 _TAGS = {
@@ -86,6 +87,7 @@ def _problem(error: MarkedYAMLError) -> str:
         return 'a second document begins here; one file holds one'
     if 'cannot start any token' in problem:
         problem += '; tabs cannot indent, and a text that begins with this character needs quotes'
+    problem = re.sub(r"'([],}])'|\('(<[a-z ]+>)',\)", r'\1\2', problem)  # ruamel's own words
     return re.sub(r"""(['"])(?!<).{2,}\1""", "'...'", problem)
 
 
@@ -98,6 +100,7 @@ class _Builder:
         self._folder = folder
         self._environ = environ
         self._nodes = 0
+        self._scalars: dict[int, Scalar] = {}  # by node: aliases of a long text must not copy it
         self._open: set[int] = set()
 
     def section(self, node: MappingNode, path: KeyPath) -> Section:
@@ -117,8 +120,11 @@ class _Builder:
 
     def _add(self, section: Section, key_node: Node, value_node: Node, path: KeyPath) -> None:
         key = key_node.value
-        if not isinstance(key_node, ScalarNode) or not key:
+        if not isinstance(key_node, ScalarNode) or not key or not _is_unicode(key):
             self.mistake(_place(key_node), path, 'no name', 'a key is a name')
+        elif len(key) > LONGEST_KEY:
+            found = f'a key of {len(key):,} characters'
+            self.mistake(_place(key_node), path, found, f'{LONGEST_KEY} at most')
         elif key in section:
             line = section.key_places[key][0]
             self.mistake(
@@ -144,9 +150,14 @@ class _Builder:
             with self._inside(node, path):
                 items.extend(self._tree(item, (*path, number)) for number, item in enumerate(node.value))
             return items
-        return self._scalar(node, path)
+        if id(node) not in self._scalars:
+            self._scalars[id(node)] = self._scalar(node, path)
+        return self._scalars[id(node)]
 
     def _scalar(self, node: Node, path: KeyPath) -> Scalar:
+        if not _is_unicode(node.value):
+            self.mistake(_place(node), path, 'half of a surrogate pair', 'whole characters of Unicode')
+            return Scalar('', _place(node), broken=True)
         try:
             text, made = substitute(node.value, self._environ, self._folder)
         except SubstitutionError as error:
@@ -156,11 +167,15 @@ class _Builder:
 
     def _merged(self, node: Node, path: KeyPath) -> list[Section]:
         nodes = node.value if isinstance(node, SequenceNode) else [node]
-        if all(isinstance(item, MappingNode) for item in nodes):
-            self._count(node)
-            return [self.section(item, path) for item in nodes if isinstance(item, MappingNode)]
-        self.mistake(_place(node), (*path, '<<'), '', 'a mapping, or a list of mappings, to merge in')
-        return []
+        merged = []
+        for item in nodes:
+            self._count(item)  # an empty mapping costs, too
+            if not isinstance(item, MappingNode):
+                allowed = 'a mapping, or a list of mappings, to merge in'
+                self.mistake(_place(node), (*path, '<<'), '', allowed)
+                return []
+            merged.append(self.section(item, path))
+        return merged
 
     @contextmanager
     def _inside(self, node: Node, path: KeyPath) -> Iterator[None]:
@@ -189,6 +204,15 @@ class _Builder:
 
 def _place(node: Node) -> Place:
     return node.start_mark.line + 1, node.start_mark.column + 1
+
+
+def _is_unicode(text: str) -> bool:
+    """No half of a surrogate pair ("\\ud800"), which no server, file or log would take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_merge(node: Node) -> bool:

@@ -150,6 +150,8 @@ def test_one_mistake(line: str, expected: str) -> None:
             'm.yml:2:1: Application: found the key again; given once: it',
         ),
         ('a: [', "m.yml:1:5: not YAML: expected the node content, but found '<stream end>'"),
+        ('a: [b', "m.yml:1:6: not YAML: expected , or ], but got '<stream end>'"),
+        ('!a !a', "m.yml:1:4: not YAML: expected '<document start>', but found <tag>"),
         ('a:\n\tb: 1', "m.yml:2:1: not YAML: found character '...' that cannot start any token; tabs cannot"),
         ('a: b: c', 'm.yml:1:5: not YAML: mapping values are not allowed here'),
         ('a: *b', 'm.yml:1:4: not YAML: no anchor has the name of this alias'),
