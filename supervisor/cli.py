@@ -213,10 +213,11 @@ def _guarded(arguments: argparse.Namespace) -> int:
     except Exception as error:
         if debug:
             raise
+        from mikkoo.common.redaction import redact
         from mikkoo.supervisor.daemon import explain
 
         code, reason = explain(error)
-        print('\n'.join(f'mikkood: {line}' for line in reason.splitlines()), file=sys.stderr)
+        print('\n'.join(f'mikkood: {line}' for line in redact(reason).splitlines()), file=sys.stderr)
         if code == Exit.SOFTWARE:
             print('mikkood: run it again with --debug to see where', file=sys.stderr)
         return int(code)

@@ -27,6 +27,7 @@ from types import ModuleType
 
 from mikkoo.common.errors import ConfigurationError, Exit, MikkooError, Stopping
 from mikkoo.common.pipe import Pipe
+from mikkoo.common.redaction import redact
 from mikkoo.common.settings import Telemetry, WorkerSettings
 
 ENTRIES: Mapping[str, str] = {'worker': 'mikkoo.worker.main:run'}
@@ -110,7 +111,8 @@ def _run(entry: str, settings: WorkerSettings, telemetry: Telemetry, end: socket
 
 
 def _explained(end: socket.socket, code: Exit, reason: str) -> Exit:
-    """Say why on standard error, which a daemon does not have, and on the pipe."""
+    """Say why, without passwords, on standard error, which a daemon does not have, and on the pipe."""
+    reason = redact(reason)
     print(reason, file=sys.stderr)
     if end.fileno() >= 0:
         Pipe(end).send('died', reason=reason[-LONGEST_REASON:])

@@ -207,6 +207,14 @@ def test_a_bug_is_named_and_leads_to_debug(
     assert "KeyError: 'x'" in shown and '--debug' in shown and 'Traceback' not in shown
 
 
+@pytest.mark.parametrize('error', [Refusal, RuntimeError])
+def test_no_password_is_said(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fail_with(error('cannot use postgresql://joe:hunter2@db/shop'), monkeypatch)
+    assert 'postgresql://joe:***@db/shop' in capsys.readouterr().err
+
+
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('MIKKOO_DEBUG', '1')
     with pytest.raises(KeyError):
