@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from mikkoo.common.errors import ConfigurationError, Mistake
 from mikkoo.common.log_pipe import LOST, PLAIN, text_of
@@ -126,7 +126,8 @@ def _furnish(handler: logging.Handler) -> None:
     handler.handleError = fail  # type: ignore[method-assign]
 
 
-def _close(handler: logging.Handler) -> None:
+def _close(handler: logging.Handler | TextIO) -> None:
+    """Close a handler, or the file of one."""
     try:
         handler.close()
     except OSError as error:  # the disk is full: what was buffered is lost, the file is closed all the same
@@ -239,13 +240,8 @@ def _reopen(handler: logging.FileHandler) -> None:
             return
         # Appending, whatever the handler's mode is: another process may have begun the new file.
         new = open(handler.baseFilename, 'a', encoding=handler.encoding, errors=handler.errors)  # noqa: SIM115
-        try:
-            old = handler.setStream(new)  # flushes the old one, which a full disk may refuse
-        except OSError:
-            new.close()
-            raise
-        if old is not None:
-            old.close()
+        old, handler.stream = handler.stream, new
+        _close(old)
     finally:
         handler.release()
 

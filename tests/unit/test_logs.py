@@ -288,6 +288,18 @@ def test_a_full_disk_is_counted_and_nothing_raises(
     assert 'goes on' in (tmp_path / 'third').read_text()
 
 
+def test_logrotate_leaves_a_full_disk(tmp_path: Path) -> None:
+    """Though what is buffered for the old file cannot be written any more."""
+    (tmp_path / 'log').symlink_to('/dev/full')
+    configure(to_file(tmp_path / 'log'))
+    LOG.error('no room for this')
+    (tmp_path / 'log').unlink()
+    logs.reopen()
+    LOG.error('but here')
+    assert (tmp_path / 'log').read_text() == 'ERROR supervisor mikkoo.supervisor but here\n'
+    assert logs.take_lost()[0] == 2  # the record, and the attempt to write it at last
+
+
 def test_a_record_with_wrong_arguments_raises_nothing(tmp_path: Path) -> None:
     configure(to_file(tmp_path / 'log'))
     LOG.error('%d', 'no number')
