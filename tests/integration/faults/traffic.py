@@ -28,9 +28,10 @@ ACKNOWLEDGED_AT_ONCE = 50
 POISON_EVERY = 50  # one event in so many has bad JSON in ev_extra3: a dead letter at once
 SETTLED = 180.0  # seconds until all is delivered once the faults are over; a few on an idle machine
 
-PRODUCED = (
-    'create table produced (n bigserial primary key, at timestamptz not null default clock_timestamp())'
-)
+PRODUCED = """
+    create table produced (n bigserial primary key, at timestamptz not null default clock_timestamp());
+    create index on produced (at);
+"""
 PRODUCE = """
     with made as (insert into produced (n) select default_n from (
         select nextval('produced_n_seq') as default_n from generate_series(1, %s)) as numbers returning n)
@@ -141,6 +142,7 @@ class Recorder:
         self._going.set()
         self.arrived: list[tuple[float, int]] = []  # monotonic time, n
         self.message_ids: dict[int, set[str]] = {}
+        self._latest = 0
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -155,8 +157,7 @@ class Recorder:
 
     def latest(self) -> int:
         """The highest n so far; 0: none."""
-        with self._lock:
-            return max(self.message_ids, default=0)
+        return self._latest
 
     def pause(self) -> None:
         """Consume no more, until `resume`: the queue fills."""
@@ -172,8 +173,7 @@ class Recorder:
         assert not self._thread.is_alive(), 'the recorder does not stop'
 
     def _run(self) -> None:
-        while not self._over.is_set():
-            self._going.wait()
+        while self._going.wait() and not self._over.is_set():
             try:
                 broker = self._connect()
             except (AMQPError, OSError):
@@ -207,6 +207,7 @@ class Recorder:
         with self._lock:
             if redelivered and n in self.message_ids:
                 return
+            self._latest = max(self._latest, n)
             self.arrived.append((time.monotonic(), n))
             self.message_ids.setdefault(n, set()).add(message_id)
 
@@ -284,10 +285,10 @@ class Traffic:
     def _until_flows(self, since: float, within: float) -> float:
         def first() -> int:
             rows = self.product.sql(
-                """select min(n) from produced where at > to_timestamp(%s) and n %% %s <> 0""",
+                'select n from produced where at > to_timestamp(%s) and n %% %s <> 0 order by at limit 1',
                 since, self._poison_every,
             )  # fmt: skip
-            return int(rows[0][0] or 0)
+            return int(rows[0][0]) if rows else 0
 
         wanted = until(first, within, 'an event is inserted')
         until(
