@@ -15,6 +15,8 @@ from mikkoo.common.pgq_facts import (
     PL_ONLY,
     RETRYING,
     SCHEMA_VERSION,
+    Ahead,
+    ahead,
     lacking,
     last_tick_age,
     may_move_retries,
@@ -24,6 +26,7 @@ from mikkoo.common.pgq_facts import (
     no_such_queue,
     pgq_version,
     queue_exists,
+    raise_if_read_only,
 )
 from mikkoo.common.pgq_keep import Dead, Keeper
 from mikkoo.common.pgq_reader import COLUMNS, Batch, Observe, Reader, Row, timed, unobserved
@@ -32,6 +35,7 @@ from mikkoo.common.postgres import Session
 __all__ = [
     'PL_ONLY',
     'SCHEMA_VERSION',
+    'Ahead',
     'Batch',
     'Consumer',
     'Dead',
@@ -40,6 +44,7 @@ __all__ = [
     'Reader',
     'Retry',
     'Row',
+    'ahead',
     'last_tick_age',
     'mikkoo_schema_version',
     'missing_privileges',
@@ -149,12 +154,18 @@ class Consumer:
     def register(self, create_queue: bool = False) -> None:
         """Register the consumer, from the last tick on, if it is not yet; the queue too with `create_queue`.
 
-        Raises DatabaseError that names the nearest queue if there is none of this name.
+        Raises DatabaseError that names the nearest queue if there is none of this name; that says why nothing
+        can be written; or that says that PgQ's state is of another cluster.
         """
+        raise_if_read_only(self._session)
         if not queue_exists(self._session, self.queue):
             if not create_queue:
                 raise no_such_queue(self._session, self.queue)
             self._call('create_queue', CREATE_QUEUE, self.queue)
+        if (found := ahead(self._session, self.queue)) is not None:
+            raise DatabaseError(
+                f'{self._session.where}: {found}: see "After a restore" in docs/operations.md'
+            )
         self.keeps = self.keeper.available()
         for attempt in range(REGISTER_ATTEMPTS):
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from dataclasses import dataclass
 
 from mikkoo.common.errors import DatabaseError
 from mikkoo.common.postgres import Session
@@ -31,6 +32,14 @@ UNREADABLE = """
     from pgq.queue q join pg_inherits i on i.inhparent = q.queue_data_pfx::regclass
         join pg_class c on c.oid = i.inhrelid
     where q.queue_name = %s and not has_table_privilege(c.oid, 'SELECT')
+"""
+READ_ONLY = """
+    select pg_is_in_recovery() where current_setting('transaction_read_only')::bool
+"""
+# txid_current() would use a transaction id up each time; the snapshot's end is the first id yet to come.
+AHEAD = """
+    select txid_snapshot_xmax(tick_snapshot), txid_snapshot_xmax(txid_current_snapshot())
+    from pgq.tick join pgq.queue on tick_queue = queue_id where queue_name = %s order by tick_id desc limit 1
 """
 MOVER = """
     select has_schema_privilege(n.oid, 'USAGE') and has_function_privilege(p.oid, 'EXECUTE')
@@ -70,6 +79,37 @@ def nearest_queue(session: Session, queue: str) -> str | None:
     """The existing queue whose name is most like `queue`, if any is."""
     names = [name for (name,) in session.fetch(QUEUES)]
     return next(iter(difflib.get_close_matches(queue, names, 1)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """PgQ's ticks are ahead of the server: the next transaction ids when the last was made, and now."""
+
+    tick: int
+    server: int
+
+    def __str__(self) -> str:
+        return (
+            f'Invalid PgQ state: the last tick is of transaction {self.tick}, the server has come to '
+            f'{self.server}: restored into a younger cluster. Nothing ticks, new events would be passed over'
+        )
+
+
+def ahead(session: Session, queue: str) -> Ahead | None:
+    """Whether the database was dumped, and restored into a cluster that has used fewer transaction ids.
+
+    PgQ tells by transaction ids which events are between two ticks.
+    """
+    row = session.one(AHEAD, (queue,))
+    return None if row is None or row[0] <= row[1] else Ahead(*row)
+
+
+def raise_if_read_only(session: Session) -> None:
+    """DatabaseError that says why nothing can be written here."""
+    row = session.one(READ_ONLY)
+    if row is not None:
+        why = 'a standby, in recovery' if row[0] else 'default_transaction_read_only is on'
+        raise DatabaseError(f'{session.where}: read only: {why}', '25006')
 
 
 def last_tick_age(session: Session, queue: str) -> float | None:

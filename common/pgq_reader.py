@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from mikkoo.common.errors import DatabaseError, Fenced
-from mikkoo.common.postgres import Session
+from mikkoo.common.postgres import Backend, Session
 
 LARGEST_VALUE = 128 * 1024 * 1024  # bytes; RabbitMQ's default max_message_size
 ROW_WEIGHT = 300  # bytes that a row weighs besides its texts
@@ -100,6 +100,11 @@ class Reader:
     def reading(self) -> bool:
         """Whether a batch is open to be read, to its end or not; False after `pause`."""
         return self._reading
+
+    @property
+    def backend(self) -> Backend | None:
+        """As Session.backend."""
+        return self._session.backend
 
     def open(self, batch: Batch, after: int | None = None) -> None:
         """Start reading, behind event `after` if given. Raises Fenced if the batch is not open any more."""

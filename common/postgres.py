@@ -14,6 +14,8 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NoReturn
 
 import psycopg2
@@ -25,6 +27,9 @@ from mikkoo.common.pulse import Pulse
 CONNECT_TIMEOUT = 10.0  # seconds for all hosts of a url together
 STATEMENT_TIMEOUT = 300.0  # seconds; the first FETCH of a batch of millions takes tens
 SILENCE_TIMEOUT = 15.0  # seconds past the statement's own after which a silent server counts as lost
+LOOK_AFTER = 15.0  # seconds of silence in a statement after which another session looks what the server does
+LOOK_TIMEOUT = 10.0  # seconds for that look
+LATE_ANSWER = 1.0  # seconds for an answer that the server has sent, as that look has found
 CANCEL_GRACE = 2.0  # seconds that a stop waits for a cancelled statement
 
 # For libpq; a url may give its own. A dead peer is noticed within about half a minute.
@@ -41,7 +46,6 @@ SETTINGS = {
     'search_path': 'pg_catalog, pg_temp',
     'TimeZone': 'UTC',
     'default_transaction_isolation': 'read committed',
-    'default_transaction_read_only': 'off',
     'idle_in_transaction_session_timeout': '0',
     'idle_session_timeout': '0',
     'transaction_timeout': '0',
@@ -57,7 +61,25 @@ PREPARE = """
         on lower(s.name) = lower(wanted.name)
 """
 
+BACKEND = 'select pid, backend_start from pg_stat_activity where pid = pg_backend_pid()'
+# A statement that ended without our hearing is no work, nor is an answer that cannot be sent. NULL: unknown.
+AT_WORK = """
+    select coalesce(state not like 'idle%%' and wait_event_type is distinct from 'Client', true)
+    from pg_stat_activity where (pid, backend_start) = (%s, %s)
+"""
+TERMINATE = """
+    select pg_terminate_backend(pid) from pg_stat_activity where (pid, backend_start) = (%s, %s)
+"""
+
 LOST = {'57P01', '57P02', '57P03', '57P05', '25P03'}  # the server ends the session; and class 08
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """The server process of one session: no other ever has both."""
+
+    pid: int
+    started: datetime
 
 
 class Session:
@@ -75,6 +97,7 @@ class Session:
         self._target = target
         self._statement_timeout = statement_timeout
         self._pooled = False
+        self._backend: Backend | None = None
         self.backend_pid = 0
         self.where = _where(target)  # host:port/database, for people
 
@@ -116,6 +139,11 @@ class Session:
     def server_version(self) -> int:
         """As 150018 for 15.18."""
         return self._connection.server_version
+
+    @property
+    def backend(self) -> Backend | None:
+        """The server's end, for `terminate`. None behind a pooler, which may lend it to another."""
+        return None if self._pooled else self._backend
 
     @property
     def in_transaction(self) -> bool:
@@ -211,6 +239,13 @@ class Session:
         self._connection.notifies.clear()
         return arrived
 
+    def terminate(self, backend: Backend) -> bool:
+        """End a former session of ours that the server still takes for alive; whether there was one.
+
+        Such a session holds its locks for as long as the network answers for its dead client.
+        """
+        return self.one(TERMINATE, (backend.pid, backend.started), waits='terminate') is not None
+
     def close(self) -> None:
         """Never raises; the server rolls back what was open."""
         try:
@@ -242,7 +277,8 @@ class Session:
     def _prepare(self, deadline: float) -> None:
         wanted = SETTINGS | {'statement_timeout': f'{self._statement_timeout * 1000:.0f}'}
         self._run(PREPARE, (list(wanted), list(wanted.values())), 'session settings', deadline)
-        [(self.backend_pid,)] = self._run('select pg_backend_pid()', (), 'backend', deadline).fetchall()
+        [(self.backend_pid, started)] = self._run(BACKEND, (), 'backend', deadline).fetchall()
+        self._backend = Backend(self.backend_pid, started)
         # A pooler makes up the process id that it tells at login. One that pools sessions keeps the real one.
         self._pooled = self.backend_pid != self._connection.info.backend_pid
         if self._pooled:
@@ -262,12 +298,13 @@ class Session:
         self, sql: str, args: Sequence[object], waits: str, deadline: float | None = None
     ) -> extensions.cursor:
         self._pulse.raise_if_stopping()
+        looks = deadline is None and not self._pooled
         if deadline is None:
             deadline = time.monotonic() + self._statement_timeout + SILENCE_TIMEOUT
         try:
             cursor = self._connection.cursor()
             cursor.execute(sql, args or None)
-            self._poll(waits, deadline)
+            self._poll(waits, deadline, looks=looks)
         except psycopg2.Error as error:
             self._raise(error)
         except Stopping:
@@ -278,15 +315,36 @@ class Session:
             raise
         return cursor
 
-    def _poll(self, waits: str, deadline: float) -> None:
+    def _poll(self, waits: str, deadline: float, *, looks: bool = False) -> None:
         waits = f'PostgreSQL {self.where}: {waits}'
         while (state := self._connection.poll()) != extensions.POLL_OK:
             number = self._connection.fileno()
             read, write = ((number,), ()) if state == extensions.POLL_READ else ((), (number,))
             timeout = max(0.0, deadline - time.monotonic())
-            if not any(self._pulse.wait(waits, timeout, read, write)):
+            if any(self._pulse.wait(waits, min(timeout, LOOK_AFTER) if looks else timeout, read, write)):
+                continue
+            over = time.monotonic() >= deadline
+            if over or not (self._is_at_work() or any(self._pulse.wait(waits, LATE_ANSWER, read, write))):
                 self.close()
                 raise DatabaseLost(f'{waits}: no answer in time')
+
+    def _is_at_work(self) -> bool:
+        """Whether the server is still at the statement, as far as another session can tell.
+
+        A long statement is as silent as a link that lets nothing through; TCP finds that out only where the
+        other end of it is gone, not where something on the way answers for it.
+        """
+        deadline = time.monotonic() + LOOK_TIMEOUT
+        assert self._backend is not None
+        question = (self._backend.pid, self._backend.started)
+        try:
+            with closing(self._open(self._target, self._pulse, LOOK_TIMEOUT, LOOK_TIMEOUT)) as other:
+                rows = other._run(AT_WORK, question, 'a look', deadline).fetchall()
+        except DatabaseLost:
+            return False
+        except DatabaseError:
+            return True  # it has no room for another session, say: that tells nothing
+        return rows == [(True,)]
 
     def _abandon(self) -> None:
         """Cancel the running statement and wait for its end; close the session where that does not come soon.

@@ -15,7 +15,7 @@ from mikkoo.common.backoff import Backoff
 from mikkoo.common.errors import DatabaseError, DatabaseLost, Fenced, Stopping
 from mikkoo.common.metrics import Metrics
 from mikkoo.common.pgq import SCHEMA_VERSION, Batch, Consumer, Reader
-from mikkoo.common.postgres import Session
+from mikkoo.common.postgres import Backend, Session
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
 from mikkoo.worker.identity import origin
@@ -47,6 +47,7 @@ class Relay:
         self._control: Session | None = None
         self._consumer: Consumer | None = None
         self._reader: Reader | None = None
+        self._former: list[Backend] = []  # of the sessions that were dropped
         self._translate: Translator | None = None
         self._passage: Passage | None = None  # of the batch in hand
         self._due: deque[float] = deque()  # when our retries are due, monotonic
@@ -85,6 +86,7 @@ class Relay:
         settings = self._settings
         name = f'mikkoo {settings.name}'
         self._control = Session.connect(settings.postgres_url, self._pulse, application_name=name)
+        self._end_former(self._control)
         consumer = Consumer(self._control, settings.queue, settings.consumer_name, observe=self._observe)
         self._stand_by(consumer)
         consumer.register(settings.create_queue)
@@ -99,6 +101,12 @@ class Relay:
         self._due.append(time.monotonic())  # retries that a former owner left are moved at once
         self._check_schema(consumer)
         LOGGER.info('relaying queue %s as consumer %s', settings.queue, settings.consumer_name)
+
+    def _end_former(self, session: Session) -> None:
+        """Of a session that we have lost the server may not know yet: it would go on owning the queue."""
+        while self._former:
+            if session.terminate(self._former.pop()):
+                LOGGER.info('ended a session of ours that the server still took for alive')
 
     def _stand_by(self, consumer: Consumer) -> None:
         while not consumer.own():
@@ -247,8 +255,8 @@ class Relay:
 
     def _drop(self) -> None:
         self._outlet.dispose()
-        if self._reader is not None:
-            self._reader.close()
-        if self._control is not None:
-            self._control.close()
+        for session in (self._reader, self._control):
+            if session is not None:
+                session.close()
+                self._former += [session.backend] if session.backend is not None else []
         self._control = self._consumer = self._reader = None

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
@@ -14,7 +16,7 @@ import pytest
 
 from mikkoo.common import postgres as postgres_module
 from mikkoo.common.errors import DatabaseError, DatabaseLost, Outage, Stopping
-from mikkoo.common.postgres import CANCEL_GRACE, Session
+from mikkoo.common.postgres import CANCEL_GRACE, LATE_ANSWER, Session
 from mikkoo.common.pulse import Pulse
 from tests.servers.pooler import Pooler
 from tests.servers.process import free_port
@@ -23,7 +25,7 @@ from tests.servers.waiting import until
 if TYPE_CHECKING:
     from tests.conftest import Database
     from tests.servers.postgres import PostgresServer
-    from tests.servers.proxy import Proxy
+    from tests.servers.proxy import Proxy, Side
 
 PROMPT = 1.0  # seconds within which a lost link, or a stop, has to be noticed
 SLACK = 3  # on every deadline
@@ -123,7 +125,6 @@ def test_settings_of_role_and_database_do_not_get_through(
         'default_transaction_isolation to serializable',
         "search_path to 'evil'",
         "idle_in_transaction_session_timeout to '1ms'",
-        'default_transaction_read_only to on',
     ):
         database.execute(f'alter database {database.name} set {setting}')
     session = connect(database.url)
@@ -300,6 +301,73 @@ def test_a_silent_server_is_lost(
     with within(1.0), pytest.raises(DatabaseLost, match='no answer in time'):
         session.execute('select 1')
     assert session.closed
+
+
+@pytest.fixture
+def curious(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at what the server does after a short silence."""
+    monkeypatch.setattr(postgres_module, 'LOOK_AFTER', 0.2)
+    monkeypatch.setattr(postgres_module, 'LOOK_TIMEOUT', 2.0)
+
+
+def test_a_database_that_was_made_read_only_is(database: Database, connect: Callable[..., Session]) -> None:
+    """An operator, or a provider whose disk is full, has set it for a reason."""
+    database.server.execute(f'alter database {database.name} set default_transaction_read_only to on')
+    with pytest.raises(DatabaseError, match='read-only transaction'):
+        connect(database.url).execute('create table public.t (i int)')
+
+
+@pytest.mark.usefixtures('curious')
+@pytest.mark.parametrize('way', ['client', 'server'])
+def test_a_link_that_lets_nothing_through_is_lost_long_before_the_statement_times_out(
+    database: Database, proxy: Proxy, connect: Callable[..., Session], way: Side
+) -> None:
+    """The way to the server is open to others, and the server has nothing to do, or has done it."""
+    session = connect(through(proxy.port, database))
+    proxy.hold(way)
+    with within(0.2 + LATE_ANSWER + PROMPT), pytest.raises(DatabaseLost, match='no answer in time'):
+        session.execute('select 1')
+    assert session.closed
+
+
+@pytest.mark.usefixtures('curious')
+def test_a_silent_network_is_lost_long_before_the_statement_times_out(
+    database: Database, proxy: Proxy, connect: Callable[..., Session]
+) -> None:
+    session = connect(through(proxy.port, database))
+    proxy.stall()
+    with within(0.2 + 2.0 + LATE_ANSWER + PROMPT), pytest.raises(DatabaseLost, match='no answer in time'):
+        session.execute('select 1')
+
+
+@pytest.mark.usefixtures('curious')
+def test_a_long_statement_is_no_lost_link(session: Session) -> None:
+    assert session.one("select 'done' from pg_sleep(2)") == ('done',)
+
+
+@pytest.mark.usefixtures('curious')
+def test_no_room_for_a_look_is_no_lost_link(database: Database, connect: Callable[..., Session]) -> None:
+    session = connect(database.relay_url)
+    database.execute(f'alter role relay_{database.name} connection limit 1')
+    assert session.one("select 'done' from pg_sleep(2)") == ('done',)
+
+
+def test_a_former_session_is_terminated_with_its_locks(
+    database: Database, proxy: Proxy, connect: Callable[..., Session]
+) -> None:
+    """By its own role, and no other session that has its process id."""
+    former = connect(database.relay_url.replace(f':{database.server.port}/', f':{proxy.port}/'))
+    assert former.one('select pg_try_advisory_lock(1)') == (True,)
+    proxy.hold()
+    former.close()
+    session = connect(database.relay_url)
+    assert session.one('select pg_try_advisory_lock(1)') == (False,)
+    backend = former.backend
+    assert backend is not None
+    assert not session.terminate(replace(backend, started=backend.started - timedelta(microseconds=1)))
+    assert session.terminate(backend)
+    until(lambda: session.one('select pg_try_advisory_lock(1)') == (True,), 10, 'the lock is free')
+    assert not session.terminate(backend)
 
 
 @pytest.mark.parametrize('statement', [SLEEP, None], ids=['in a statement', 'idle'])
