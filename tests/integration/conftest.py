@@ -44,8 +44,8 @@ def product(
     pgqd_factory: Callable[..., Pgqd],
 ) -> Iterator[Product]:
     """Servers that tick, and a mikkood that a test starts. Its log is shown where the test fails."""
-    pgqd_factory(database.url)
     made = Product(tmp_path, database, rabbitmq, vhost)
+    made.pgqd = pgqd_factory(database.url)
     yield made
     made.close()
     print(made.logged()[-20_000:])

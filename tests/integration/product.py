@@ -17,6 +17,7 @@ from tests.conftest import Database
 from tests.integration import readable
 from tests.integration.mikkood import Mikkood, alive
 from tests.integration.readable import Program
+from tests.servers.pgqd import Pgqd
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.waiting import until
 
@@ -32,7 +33,12 @@ Message = tuple[Any, Any, bytes]  # pika's method and properties, and the body
 
 
 class Product(Mikkood):
-    """`workers`: name to settings; `application`: beside `workers`. `save` writes both, `popen` runs them."""
+    """`workers`: name to settings; `application`: beside `workers`. `save` writes both, `popen` runs them.
+
+    `pgqd`: ticks the database. It comes back to a server that was away only after a minute: restart it.
+    """
+
+    pgqd: Pgqd
 
     def __init__(self, folder: Path, database: Database, rabbitmq: RabbitServer, vhost: str) -> None:
         super().__init__(Program(readable.SCRIPT), folder)
