@@ -46,7 +46,8 @@ def test_a_worker_that_crashes_tells_no_password(product: Product, tmp_path: Pat
         said['stdout'], said['stderr'] = process.communicate(timeout=STOP)
         said['log'] = product.logged()
         said['sentry'] = json.dumps(sentry.events)
-    assert 'cannot use postgresql://' in said['stderr'] if method == '__init__' else said['sentry']
+    told = said['stderr'] if method == '__init__' else said['sentry']
+    assert 'cannot use postgresql://' in told
     shown = {what: [line for line in text.splitlines() if MARK in line] for what, text in said.items()}
     assert not any(shown.values()), {what: lines for what, lines in shown.items() if lines}
 
