@@ -250,9 +250,9 @@ class Traffic:
         self._record(f'flows again: {fault}', f'{seconds:.1f} s')
         return seconds
 
-    def burst(self, count: int) -> None:
+    def burst(self, count: int, queue: str = QUEUE) -> None:
         """Insert so many events in one transaction, beside the producer: one batch holds them all."""
-        self.product.sql(PRODUCE, count, QUEUE, EXCHANGE, self._poison_every)
+        self.product.sql(PRODUCE, count, queue, EXCHANGE, self._poison_every)
 
     def finish(self, repeats: int) -> Tally:
         """Stop inserting, wait until all is settled and consumed, and check the tally; see Tally.check."""
