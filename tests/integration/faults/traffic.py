@@ -235,7 +235,7 @@ class Traffic:
         product.worker(QUEUE, **worker)
         product.sql(PRODUCED)
         self.recorder = Recorder(lambda: product.rabbitmq.connect(product.vhost))
-        self.producer = Producer(product.database.connect, rate, poison_every)
+        self.producer = Producer(lambda: product.database.connect(), rate, poison_every)
 
     def flows(self, within: float = 60.0) -> None:
         """Until an event arrives that was inserted after this call."""
