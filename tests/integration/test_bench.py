@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
+
+from bench.chaos import schedule
+from bench.chaos_faults import KINDS
 
 TOP = Path(__file__).parents[2]
 
 
-def bench(module: str, *arguments: str) -> str:
+def bench(module: str, *arguments: str, timeout: float = 180) -> str:
     done = subprocess.run(
-        [sys.executable, '-m', module, *arguments], cwd=TOP, capture_output=True, text=True, timeout=180
+        [sys.executable, '-m', module, *arguments], cwd=TOP, capture_output=True, text=True, timeout=timeout
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -28,3 +32,25 @@ def test_relay(tmp_path: Path) -> None:
 
 def test_translate() -> None:
     assert 'encode' in bench('bench.translate', '1000')
+
+
+def test_chaos(tmp_path: Path) -> None:
+    path, log = tmp_path / 'chaos.json', tmp_path / 'mikkoo.log'
+    kinds = ('worker_killed', 'rabbitmq_reset', 'postgres_reset', 'worker_added')
+    options = ('--seconds', '15', '--seed', '7', '--json', str(path), '--log', str(log), '--kinds', *kinds)
+    assert 'repeats, of' in bench('bench.chaos', *options, timeout=600)
+    report = json.loads(path.read_text())
+    planned = islice(schedule(7, kinds), len(report['steps']))
+    assert [tuple(step['step']['kinds']) for step in report['steps']] == [step.kinds for step in planned]
+    assert report['steps'] and 'violation' not in report
+    assert 'is RUNNING' in log.read_text()
+
+
+def test_the_schedule_of_chaos_is_its_seed() -> None:
+    kinds = list(KINDS)
+    steps = list(islice(schedule(7, kinds), 500))
+    assert steps == list(islice(schedule(7, kinds), 500)) != list(islice(schedule(8, kinds), 500))
+    assert {kind for step in steps for kind in step.kinds} == set(kinds)
+    for step in steps:
+        places = [KINDS[kind].place for kind in step.kinds]
+        assert len(set(places)) == len(places), 'no two faults of one place at once'
