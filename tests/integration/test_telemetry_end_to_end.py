@@ -23,6 +23,7 @@ INSERT = """
     from generate_series(1, %s) as n
 """
 MARK = 'Zebra9Secret'  # a part of every password here
+REFUSED = ('refused', 'conninfo', 'nowhere')  # workers that PostgreSQL does not let in
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ def test_no_password_is_told_to_anybody(product: Product, statsd: StatsdServer, 
     role = f'locked_{product.database.name}'
     product.application |= {
         'statsd': to(statsd, 'mikkoo'),
-        'sentry_dsn': sentry.dsn.replace('publickey', f'publickey:{MARK}'),
+        'sentry_dsn': sentry.dsn.replace('publickey', f'publickey{MARK}:{MARK}'),
     }
     use_passwords(product, role)
     said: dict[str, str] = {}
@@ -210,6 +211,9 @@ def test_no_password_is_told_to_anybody(product: Product, statsd: StatsdServer, 
             'check --json',
             'check --connect',
             'check --connect --json',
+            'dead-letters list',
+            *(f'{debug} dead-letters list --worker {name}' for debug in ('', '--debug') for name in REFUSED),
+            *(f'{debug} unregister {name} --yes' for debug in ('', '--debug') for name in REFUSED),
         ):
             done = product(*command.split())
             said[command] = done.stdout + done.stderr

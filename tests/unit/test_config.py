@@ -324,6 +324,10 @@ def test_settings_cross_to_children_and_hide_secrets() -> None:
     assert pickle.loads(pickle.dumps(made)) == made
     assert 'hunter' not in repr(made)
     assert URL not in repr(made)
+    telemetry = config.parse(
+        'Application: {sentry_dsn: "https://hunter4@sentry.example/1", workers: {}}', 'm.yml', {}
+    ).telemetry
+    assert telemetry.sentry_dsn and 'hunter' not in repr(telemetry)
 
 
 def test_a_byte_order_mark_is_no_character_of_the_file(tmp_path: Path) -> None:
