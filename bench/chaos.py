@@ -66,14 +66,14 @@ def schedule(seed: int, kinds: Sequence[str]) -> Iterator[Step]:
     """Steps without end, the same for the same arguments."""
     chance = random.Random(seed)
     while True:
-        chosen = _choose(chance, kinds)
-        others = [kind for kind in kinds if KINDS[kind].place != KINDS[chosen].place]
-        second = _choose(chance, others) if others else None
-        both = chance.random() < TWO and second is not None
+        chosen = [_choose(chance, kinds)]
+        others = [kind for kind in kinds if KINDS[kind].place != KINDS[chosen[0]].place]
+        if others and chance.random() < TWO:
+            chosen.append(_choose(chance, others))
         yield Step(
             calm=chance.uniform(*CALM),
-            kinds=(chosen, str(second)) if both else (chosen,),
-            seconds=chance.uniform(*KINDS[chosen].seconds),
+            kinds=tuple(chosen),
+            seconds=chance.uniform(*max(KINDS[kind].seconds for kind in chosen)),
             seed=chance.getrandbits(32),
         )
 
