@@ -70,10 +70,11 @@ def schedule(seed: int, kinds: Sequence[str]) -> Iterator[Step]:
         others = [kind for kind in kinds if KINDS[kind].place != KINDS[chosen[0]].place]
         if others and chance.random() < TWO:
             chosen.append(_choose(chance, others))
+        lasting = max((KINDS[kind].seconds for kind in chosen), key=lambda seconds: seconds[1])
         yield Step(
             calm=chance.uniform(*CALM),
             kinds=tuple(chosen),
-            seconds=chance.uniform(*max(KINDS[kind].seconds for kind in chosen)),
+            seconds=chance.uniform(*lasting),
             seed=chance.getrandbits(32),
         )
 
