@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from mikkoo.common.errors import DatabaseError, Fenced
 from mikkoo.common.pgq_facts import (
+    FUTURE_TICK,
     PL_ONLY,
     RETRYING,
     SCHEMA_VERSION,
@@ -33,6 +34,7 @@ from mikkoo.common.pgq_reader import COLUMNS, Batch, Observe, Reader, Row, timed
 from mikkoo.common.postgres import Session
 
 __all__ = [
+    'FUTURE_TICK',
     'PL_ONLY',
     'SCHEMA_VERSION',
     'Ahead',
@@ -92,6 +94,7 @@ RETRY_RAW = """
 """
 RETRY = "select pgq.event_retry(%s, %s, clock_timestamp() + %s * interval '1 second')"
 FINISH = 'select pgq.finish_batch(%s)'
+FORCE_TICK = 'select pgq.force_tick(%s)'
 MOVE_RETRIES = 'select mikkoo.move_retries()'
 PENDING = """
     select pending_events, extract(epoch from lag)::float8, extract(epoch from last_seen)::float8,
@@ -258,6 +261,10 @@ class Consumer:
             )
         events, lag, seen, batch = rows[0]
         return Pending(events or 0, lag or 0.0, seen or 0.0, batch)
+
+    def force_tick(self) -> None:
+        """Have the ticker tick at its next look, whatever the time of the last tick."""
+        self._call('force_tick', FORCE_TICK, self.queue)
 
     def schema_version(self) -> int | None:
         """As `mikkoo_schema_version`."""

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from mikkoo.common import pgq, pgq_keep
 from mikkoo.common.amqp import Link
 from mikkoo.common.errors import BrokerError, BrokerRefused, DatabaseError, DatabaseLost, Exit
-from mikkoo.common.pgq_facts import PL_ONLY, only_first_tick
+from mikkoo.common.pgq_facts import FUTURE_TICK, PL_ONLY, only_first_tick, raise_if_read_only
 from mikkoo.common.postgres import Session
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import BrokerSettings, Settings, WorkerSettings
@@ -73,6 +73,7 @@ def database(url: str, workers: list[WorkerSettings], pulse: Pulse) -> Iterator[
             if installed.outcome == 'failed':
                 return
             yield _schema(subject, session)
+            yield from _writable(subject, session)
             for worker in workers:
                 yield from _queue(worker, session)
         except DatabaseError as error:
@@ -140,6 +141,16 @@ def _schema(subject: str, session: Session) -> Probe:
     return Probe(subject, 'mikkoo.sql', 'ok', f'version {version}')
 
 
+def _writable(subject: str, session: Session) -> Iterator[Probe]:
+    try:
+        raise_if_read_only(session)
+    except DatabaseError as error:
+        yield Probe(
+            subject, 'read only', 'failed', str(error),
+            'postgres_url: name all servers, and target_session_attrs=read-write; or find who made it so',
+        )  # fmt: skip
+
+
 def _queue(worker: WorkerSettings, session: Session) -> Iterator[Probe]:
     subject = f'worker {worker.name}'
     exists = pgq.queue_exists(session, worker.queue)
@@ -151,8 +162,14 @@ def _queue(worker: WorkerSettings, session: Session) -> Iterator[Probe]:
         yield _no_queue(subject, worker.queue, pgq.nearest_queue(session, worker.queue))
     yield _privileges(subject, worker, session)
     if exists:
+        ahead = pgq.ahead(session, worker.queue)
         age = pgq.last_tick_age(session, worker.queue)
-        yield _ticking(subject, age, first=only_first_tick(session, worker.queue))
+        if ahead is not None:
+            yield Probe(subject, 'ticking', 'failed', str(ahead), 'docs/operations.md: After a restore')
+        elif age is not None and age < -FUTURE_TICK:
+            yield _future_tick(subject, -age, worker.queue)
+        else:
+            yield _ticking(subject, age, first=only_first_tick(session, worker.queue))
 
 
 def _no_queue(subject: str, queue: str, nearest: str | None) -> Probe:
@@ -169,6 +186,12 @@ def _privileges(subject: str, worker: WorkerSettings, session: Session) -> Probe
     return Probe(
         subject, 'privileges', 'failed', 'lacks ' + ', '.join(lacks), ' '.join(dict.fromkeys(grants))
     )
+
+
+def _future_tick(subject: str, ahead: float, queue: str) -> Probe:
+    force = "SELECT pgq.force_tick('{}');".format(queue.replace("'", "''"))
+    text = f'the last tick is {ahead:.0f} s in the future, as the clock was set back: PgQ waits for that time'
+    return Probe(subject, 'ticking', 'failed', text, f'{force} a worker that runs does it by itself')
 
 
 def _ticking(subject: str, age: float | None, *, first: bool) -> Probe:

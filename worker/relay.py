@@ -14,7 +14,7 @@ from mikkoo.common import metrics as names
 from mikkoo.common.backoff import Backoff
 from mikkoo.common.errors import DatabaseError, DatabaseLost, Fenced, Stopping
 from mikkoo.common.metrics import Metrics
-from mikkoo.common.pgq import SCHEMA_VERSION, Batch, Consumer, Reader
+from mikkoo.common.pgq import FUTURE_TICK, SCHEMA_VERSION, Batch, Consumer, Reader
 from mikkoo.common.postgres import Backend, Session
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
@@ -199,6 +199,12 @@ class Relay:
             pending = self._consumer.pending()
             self._metrics.gauge(names.PENDING_EVENTS, pending.events)
             self._metrics.gauge(names.LAG, pending.lag)
+            if pending.lag < -FUTURE_TICK:
+                say = (
+                    'queue %s: the last tick is %.0f s in the future, as the clock was set back: forcing one'
+                )
+                LOGGER.warning(say, self._settings.queue, -pending.lag)
+                self._consumer.force_tick()
 
     def _on_idle(self, silent: float) -> None:
         """While nothing is confirmed: show it, hold no snapshot, and see that the queue is still ours."""

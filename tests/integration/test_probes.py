@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import psycopg2
 import pytest
 
 from mikkoo.common.errors import Exit
@@ -161,6 +162,34 @@ def test_a_queue_with_only_the_tick_of_its_creation(worker: WorkerSettings, data
     assert only(probed(worker), 'ticking').outcome == 'ok'
 
 
+def test_a_database_that_was_restored_into_a_younger_cluster(
+    worker: WorkerSettings, database: Database
+) -> None:
+    """Its last tick is of a transaction that is yet to come here."""
+    database.execute("update pgq.tick set tick_snapshot = '4000000000:4000000000:'")
+    probe = only(probed(worker), 'ticking')
+    assert probe.outcome == 'failed' and probe.text.startswith('Invalid PgQ state')
+    assert 'transaction 4000000000' in probe.text and 'After a restore' in probe.remedy
+    with pytest.raises(psycopg2.errors.RaiseException, match='Invalid PgQ state'):
+        database.execute("select pgq.ticker('invoices')")
+
+
+def test_a_clock_that_was_set_back(worker: WorkerSettings, database: Database) -> None:
+    database.execute("update pgq.tick set tick_time = tick_time + interval '1 hour'")
+    probe = only(probed(worker), 'ticking')
+    assert probe.outcome == 'failed' and 'the clock was set back' in probe.text
+    database.execute(probe.remedy.partition(';')[0])
+    database.execute("select pgq.ticker('invoices')")
+    assert only(probed(worker), 'ticking').outcome == 'ok'
+
+
+def test_a_database_that_is_read_only(worker: WorkerSettings, database: Database) -> None:
+    database.server.execute(f'alter database {database.name} set default_transaction_read_only = on')
+    probe = only(probed(worker), 'read only')
+    assert probe.outcome == 'failed' and 'default_transaction_read_only' in probe.text
+    assert 'target_session_attrs' in probe.remedy
+
+
 def broken(worker: WorkerSettings, **changes: object) -> Probe:
     """The one broker probe that fails."""
     found = probed(replace(worker, rabbitmq=replace(worker.rabbitmq, **changes)))
@@ -223,6 +252,17 @@ def test_the_command(worker: WorkerSettings, tmp_path: Path) -> None:
     done = check(configuration(tmp_path, worker, worker.postgres_url))
     assert (done.returncode, done.stderr) == (Exit.OK, '')
     assert '✓ login' in done.stdout and '✗' not in done.stdout
+
+
+def test_the_command_with_an_invalid_state_of_pgq(
+    worker: WorkerSettings, database: Database, tmp_path: Path
+) -> None:
+    database.execute("update pgq.tick set tick_snapshot = '4000000000:4000000000:'")
+    done = check(configuration(tmp_path, worker, worker.postgres_url), '--json')
+    assert done.returncode == Exit.FAILURE
+    [failed] = [probe for probe in json.loads(done.stdout)['probes'] if probe['outcome'] == 'failed']
+    assert (failed['subject'], failed['name']) == ('worker invoices', 'ticking')
+    assert failed['text'].startswith('Invalid PgQ state') and 'After a restore' in failed['remedy']
 
 
 def test_the_command_with_a_failure_as_json(worker: WorkerSettings, tmp_path: Path) -> None:
