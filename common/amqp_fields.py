@@ -95,11 +95,14 @@ class Fields:
 
     def properties(self) -> dict[str, Any]:
         (flags,) = self.take(_SHORT)
-        return {
-            name: getattr(self, form)()
-            for index, (name, form) in enumerate(_PROPERTIES)
-            if flags & (0x8000 >> index)
-        }
+        try:
+            return {
+                name: getattr(self, form)()
+                for index, (name, form) in enumerate(_PROPERTIES)
+                if flags & (0x8000 >> index)
+            }
+        except RecursionError:
+            raise FrameError('headers that are nested too deeply') from None
 
     def _end(self) -> int:
         (size,) = self.take(_LONG)

@@ -78,7 +78,6 @@ class Reply(NamedTuple):
 
 OPENED, CLOSED = Reply(*_OPEN_OK), Reply(*_CLOSE_OK)
 SELECTED, DECLARED = Reply(*_SELECT_OK), Reply(*_DECLARE_OK)
-_REPLIES = {OPENED, SELECTED, DECLARED}
 
 
 def cut(data: bytes, most: int) -> Iterator[tuple[int, int, int, int]]:
@@ -148,12 +147,14 @@ class Inbox:
     """What arrives on one channel: signals, in order, and replies to calls.
 
     `closed` is set when the broker closed the channel, `over` when its number is free (both sides agree).
-    Fed by one thread, drained by another.
+    Fed by one thread; drained by another, which tells before it asks what it will ask for: `asked`, `syncs`.
     """
 
     def __init__(self) -> None:
         self.signals: deque[Signal] = deque()
         self.replies: deque[Reply] = deque()
+        self.asked: Reply | None = None
+        self.syncs = 0
         self.closed: ChannelClosed | None = None
         self.closing = False  # we have sent Channel.Close
         self.answered = False  # we have sent Channel.CloseOk
@@ -162,6 +163,7 @@ class Inbox:
         self._properties: Mapping[str, Any] | None = None
         self._body: list[bytes] = []
         self._missing = 0
+        self._synced = 0
 
     def feed(self, kind: int, data: bytes, start: int, stop: int) -> bool:
         """Take one frame's payload, data[start:stop]. True: a Channel.Close or CloseOk, look at `closed`."""
@@ -199,10 +201,9 @@ class Inbox:
         index = fields.take(_INDEX)
         if index == _RETURN:
             self._return = fields
-        elif index == _QOS_OK:
+        elif index == _QOS_OK and self._synced < self.syncs:
+            self._synced += 1
             self.signals.append(Synced())
-        elif index in _REPLIES:
-            self.replies.append(Reply(*index))
         elif index == _CLOSE:
             (code,), text = fields.take(_SHORT), fields.short_text()
             self.closed = ChannelClosed(code, text, *fields.take(_INDEX))
@@ -211,6 +212,9 @@ class Inbox:
         elif index == CLOSED and self.closing:
             self.replies.append(CLOSED)
             return True
+        elif index == self.asked:
+            self.asked = None
+            self.replies.append(Reply(*index))
         else:
             raise FrameError('a method that was not expected, class {} method {}'.format(*index))
         return False

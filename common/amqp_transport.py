@@ -48,10 +48,17 @@ FAREWELL_TIMEOUT = 1.0  # seconds to get Connection.CloseOk out
 LOW_WATER = 256 * 1024  # unsent bytes; falling below rings the bell
 READS_PER_TURN = 16  # reads before the writing side has its turn
 FRAME_MAX = 131_072  # what we offer; RabbitMQ's own default
+FRAME_MIN = 4096  # what every peer has to take: AMQP 0-9-1 section 4.2.3; with less no headers would fit
+LOGIN = 'PLAIN'  # the mechanism that rabbitpy uses, whatever is offered
 CHANNEL_MAX = 65_535
 MISSED_HEARTBEATS = 2  # intervals without a byte from the broker until the link is given up
 TRANSIENT = frozenset({320, 506, 541})  # reply codes that speak of the broker's state, not of our request
 STAND_IN_URL = 'amqp://localhost'  # for rabbitpy's constructor; connect() has the real arguments
+# What pamqp raises for what is not AMQP.
+UNREADABLE = (
+    PAMQPException, struct.error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+    RecursionError,
+)  # fmt: skip
 
 Address = tuple[str, int]
 
@@ -70,7 +77,7 @@ class RingingEvents(rabbitpy_events.Events):
 
 
 class Negotiator(channel0.Channel0):
-    """Channel 0, which tells the broker who we are."""
+    """Channel 0, which tells the broker who we are, and takes no terms that we cannot keep."""
 
     def __init__(self, properties: Mapping[str, str], *given: Any) -> None:
         super().__init__(*given)
@@ -86,6 +93,20 @@ class Negotiator(channel0.Channel0):
         capabilities = super()._build_client_properties()['capabilities']
         return {**ours, **self._told, 'capabilities': capabilities}
 
+    def _on_connection_start(self, frame: commands.Connection.Start) -> None:
+        offered = str(frame.mechanisms).split()
+        if LOGIN not in offered:
+            self._refuse(f'the broker takes no {LOGIN} login, only {" ".join(offered)[:200]!r}')
+        super()._on_connection_start(frame)
+
+    def _on_connection_tune(self, frame: commands.Connection.Tune) -> None:
+        if 0 < (frame.frame_max or 0) < FRAME_MIN:
+            self._refuse(f'the broker takes frames of {frame.frame_max} bytes, and has to take {FRAME_MIN}')
+        super()._on_connection_tune(frame)
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise BrokerRefused(f'{self._args["host"]}:{self._args["port"]}: {reason}')
+
 
 class Transport(io.IO):
     """The thread of the socket. `lost` is set once, last of all, when the link is gone."""
@@ -98,6 +119,7 @@ class Transport(io.IO):
         self.lock = threading.RLock()
         self.lost: BrokerError | None = None
         self.blocked: str | None = None
+        self.leaving = False  # we have sent Connection.Close
         self.inboxes: dict[int, Inbox] = {}
         self._stream: Stream | None = None
         self._context = context
@@ -301,16 +323,18 @@ class Transport(io.IO):
     def _take_connection_frame(self, data: bytes) -> None:
         try:
             frame = pamqp.frame.unmarshal(data)[2]
-        except (PAMQPException, ValueError, LookupError, TypeError, OverflowError, struct.error) as error:
+        except UNREADABLE as error:
             raise FrameError(f'a method on channel 0 that cannot be read: {error!r}') from None
         if isinstance(frame, commands.Connection.Close):
             self._answer_close(frame.reply_code or 0, frame.reply_text)
-        if isinstance(frame, commands.Connection.CloseOk):
+        if isinstance(frame, commands.Connection.CloseOk) and self.leaving:
             raise BrokerLost(f'{self.place}: closed on our own request')
         if isinstance(frame, commands.Connection.Blocked):
             self._set_blocked(frame.reason or 'no reason given')
         elif isinstance(frame, commands.Connection.Unblocked):
             self._set_blocked(None)
+        elif self._settled:
+            raise FrameError(f'{frame.name} was not expected')
         self._channels[0].put(frame)
 
     def _set_blocked(self, reason: str | None) -> None:
@@ -398,6 +422,7 @@ class Connection(connection.Connection):
     def request_close(self) -> None:
         """Send Connection.Close; its CloseOk ends the link."""
         assert self._channel0 is not None
+        self.transport.leaving = True
         self._channel0.close()
 
     def dispose(self) -> None:
@@ -441,7 +466,8 @@ class Connection(connection.Connection):
             if self._events.is_set(event):
                 return
             if not self._exceptions.empty():
-                raise BrokerLost(f'{place}: {self._exceptions.get()}')
+                error = self._exceptions.get()
+                raise error if isinstance(error, BrokerError) else BrokerLost(f'{place}: {error}')
             left = deadline - time.monotonic()
             if left <= 0:
                 raise BrokerLost(f'{place}: no answer within {self._timeout:g} s while {doing}')

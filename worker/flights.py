@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from mikkoo.common.errors import BrokerLost
 from mikkoo.worker.event import Event, Message
 
 
@@ -51,8 +52,10 @@ class Flights:
     def take(self, tag: int, multiple: bool) -> list[Flight]:
         """Remove and return what an Ack or Nack of `tag` judges; multiple: all up to it (AMQP basic.ack).
 
-        A tag of 0 with multiple means all that is outstanding.
+        A tag of 0 with multiple means all that is outstanding. Raises BrokerLost for a tag that was not sent.
         """
+        if tag > self.last_tag:
+            raise BrokerLost(f'it answered message {tag} where {self.last_tag} were sent')
         taken: list[Flight] = []
         if multiple:
             last = tag or self.last_tag

@@ -14,7 +14,7 @@ from pamqp import body, commands, encode, header, heartbeat
 
 from mikkoo.common import amqp_frames as frames
 from mikkoo.common.amqp_fields import Fields, FrameError
-from mikkoo.common.amqp_frames import Ack, ChannelClosed, Inbox, Nack, Reply, Returned, Synced
+from mikkoo.common.amqp_frames import OPENED, Ack, ChannelClosed, Inbox, Nack, Returned, Synced
 
 MOST = 131_072
 
@@ -190,9 +190,35 @@ def test_what_comes_out_of_order_is_refused(parts: list[Any]) -> None:
 
 def test_replies_and_sync() -> None:
     inbox = Inbox()
-    feed(inbox, commands.Channel.OpenOk(), commands.Basic.QosOk(), commands.Confirm.SelectOk())
-    assert list(inbox.replies) == [Reply(20, 11), Reply(85, 11)]
-    assert list(inbox.signals) == [Synced()]
+    inbox.asked, inbox.syncs = OPENED, 2
+    feed(inbox, commands.Basic.QosOk(), commands.Channel.OpenOk(), commands.Basic.QosOk())
+    assert list(inbox.replies) == [OPENED]
+    assert list(inbox.signals) == [Synced(), Synced()]
+
+
+@pytest.mark.parametrize('answer', [commands.Channel.OpenOk(), commands.Basic.QosOk()])
+def test_each_question_has_one_answer(answer: Any) -> None:
+    inbox = Inbox()
+    inbox.asked, inbox.syncs = OPENED, 1
+    feed(inbox, answer)
+    with pytest.raises(FrameError, match='not expected'):
+        feed(inbox, answer)
+
+
+def test_answer_to_another_question() -> None:
+    inbox = Inbox()
+    inbox.asked = OPENED
+    with pytest.raises(FrameError, match='not expected, class 85 method 11'):
+        feed(inbox, commands.Confirm.SelectOk())
+
+
+def test_headers_nested_without_end_are_refused() -> None:
+    deep = b''
+    for _ in range(20_000):
+        deep = b'A' + len(deep).to_bytes(4, 'big') + deep
+    table = b'\1k' + deep
+    with pytest.raises(FrameError, match='nested too deeply'):
+        Fields(b'\x20\0' + len(table).to_bytes(4, 'big') + table).properties()
 
 
 def test_close_by_the_broker() -> None:

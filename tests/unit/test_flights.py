@@ -1,9 +1,11 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mikkoo.common.errors import BrokerLost
 from mikkoo.worker.event import Event, Message
 from mikkoo.worker.flights import Flight, Flights
 
@@ -45,10 +47,18 @@ def test_tag_zero_with_multiple_means_all() -> None:
     assert ids(flights.take(0, multiple=True)) == [1, 2, 3]
 
 
-def test_an_unknown_tag_takes_nothing() -> None:
+def test_a_tag_that_was_judged_takes_nothing() -> None:
     flights = filled(2)
-    assert flights.take(7, multiple=False) == []
     assert flights.take(1, multiple=False) and flights.take(1, multiple=False) == []
+
+
+@pytest.mark.parametrize('multiple', [False, True])
+def test_a_tag_that_was_not_sent_is_a_loss(multiple: bool) -> None:
+    """Else acks without end for nothing would pass for progress, and one beyond the last for all."""
+    flights = filled(2)
+    with pytest.raises(BrokerLost, match='answered message 3 where 2 were sent'):
+        flights.take(3, multiple)
+    assert len(flights) == 2
 
 
 def test_a_return_marks_the_oldest_equal_message_only_once_each() -> None:
@@ -83,7 +93,7 @@ def test_whatever_is_taken_every_flight_is_taken_once_and_bytes_add_up(
     flights = filled(count)
     taken: list[int] = []
     for tag, multiple in acks:
-        taken += ids(flights.take(tag, multiple))
+        taken += ids(flights.take(min(tag, count), multiple))
     left = ids(flights.outstanding())
     assert sorted(taken + left) == list(range(1, count + 1))
     assert flights.bytes == 10 * len(left) and len(flights) == len(left)
