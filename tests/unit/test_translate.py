@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
@@ -10,14 +9,13 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mikkoo.common.errors import EventError
 from mikkoo.worker.event import Event, Message
 from mikkoo.worker.frames import encoder
 from mikkoo.worker.identity import NAMESPACE
-from mikkoo.worker.properties import RULES
 from mikkoo.worker.translate import HEADERS_NOT_OBJECT, UNKNOWN_PROPERTY, Translator
 
 EV_TIME = datetime(2017, 2, 23, 6, 17, 14, 471682, tzinfo=UTC)
@@ -383,45 +381,3 @@ def test_every_time_is_carried_exactly(times: list[datetime]) -> None:
         headers = translator(event(time=time)).properties['headers']
         assert re.fullmatch(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}\+00:00', headers['timestamp'])
         assert datetime.fromisoformat(headers['timestamp']) == time
-
-
-ANY_TEXT = st.text(st.characters(), max_size=300)  # lone surrogates too
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | ANY_TEXT,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(ANY_TEXT, inner, max_size=4),
-    max_leaves=12,
-)
-PROPERTY_NAMES = st.sampled_from([*RULES, 'headers', 'nonsense'])
-
-
-def as_json(value: Any) -> str:
-    """JSON as a careless producer writes it: NaN, lone surrogates and huge integers are let through."""
-    return json.dumps(value, ensure_ascii=False)
-
-
-COLUMN = st.none() | ANY_TEXT
-JSON_COLUMN = COLUMN | JSON.map(as_json) | st.dictionaries(PROPERTY_NAMES, JSON, max_size=6).map(as_json)
-
-
-@given(COLUMN, COLUMN, COLUMN, COLUMN, JSON_COLUMN, JSON_COLUMN)
-@example(None, None, None, None, '[' * 900 + ']' * 900, '{"a":' * 900 + '{}' + '}' * 900)
-@example(None, None, None, None, None, '{"a": ' + '[' * 900 + '1.5' + ']' * 900 + '}')
-def test_no_text_in_any_column_raises_anything_else(
-    ev_type: str | None,
-    data: str | None,
-    extra1: str | None,
-    extra2: str | None,
-    extra3: str | None,
-    extra4: str | None,
-) -> None:
-    columns = {
-        'type': ev_type, 'data': data, 'extra1': extra1, 'extra2': extra2, 'extra3': extra3, 'extra4': extra4
-    }  # fmt: skip
-
-    try:
-        frames = encoder(1, 4096)(translate(event(**columns), username='guest'))
-    except EventError as error:
-        assert error.field
-        assert error.reason
-    else:
-        assert frames.endswith(b'\xce')
