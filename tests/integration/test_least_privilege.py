@@ -1,4 +1,4 @@
-"""All that mikkood does, as a login that is a member of mikkoo_relay and no more; and what it cannot do."""
+"""All that mikkood does, with the least rights in both servers, and what these do not allow."""
 
 from __future__ import annotations
 
@@ -72,12 +72,25 @@ def refusals(database: Database) -> Iterator[Callable[[], list[str]]]:
     yield said
 
 
+@pytest.fixture
+def publisher(product: Product) -> Iterator[str]:
+    """A user of RabbitMQ, password `secret`, who may publish to one exchange, and no more."""
+    name = f'relay_{product.database.name}'
+    product.rabbitmq.ctl('add_user', name, 'secret')
+    product.rabbitmq.ctl('set_permissions', '-p', product.vhost, name, '^$', '^shop$', '^$')
+    yield name
+    product.rabbitmq.ctl('delete_user', name)
+
+
 @pytest.mark.usefixtures('locked_down')
-def test_the_whole_life_of_a_relay(product: Product, refusals: Callable[[], list[str]]) -> None:
+def test_the_whole_life_of_a_relay(
+    product: Product, publisher: str, refusals: Callable[[], list[str]]
+) -> None:
     """Registering, relaying, retries, dead letters and what is done about them, check, unregister."""
     product.sql("select pgq.create_queue('alpha'), pgq.set_queue_config('alpha', 'ticker_max_lag', '0')")
-    product.arrivals('alpha')
+    product.arrivals('alpha', 'shop', 'alpha')
     product.worker('alpha', max_failures=2)
+    product.workers['alpha']['rabbitmq'] |= {'username': publisher, 'password': 'secret'}
     product.run()
     insert(product, 'alpha', GOOD)
     insert(product, 'nowhere', 3)
@@ -88,7 +101,7 @@ def test_the_whole_life_of_a_relay(product: Product, refusals: Callable[[], list
     ids = [
         str(number) for (number,) in product.sql('select id from mikkoo.dead_letter order by reason_code, id')
     ]
-    product.arrivals('nowhere')
+    product.arrivals('nowhere', 'shop', 'nowhere')
     for command in (
         'check --connect',
         'dead-letters list',
@@ -117,7 +130,7 @@ def test_the_whole_life_of_a_relay(product: Product, refusals: Callable[[], list
 
 def insert(product: Product, key: str, count: int, properties: str | None = None) -> None:
     product.sql(
-        """select count(mikkoo.insert_event('alpha', '', %s, format('{"n": %%s}', n), null, %s, null))
+        """select count(mikkoo.insert_event('alpha', 'shop', %s, format('{"n": %%s}', n), null, %s, null))
            from generate_series(1, %s) as n""",
         key, properties, count,
     )  # fmt: skip
