@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -49,11 +48,10 @@ Flow = Callable[..., Traffic]
 
 
 @pytest.fixture
-def other(product: Product, tmp_path: Path) -> Iterator[Product]:
+def other(product: Product, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Product]:
     """A second daemon with the same worker, but a login of its own."""
-    folder = tmp_path / 'other'
-    folder.mkdir()
-    made = Product(folder, product.database, product.rabbitmq, product.vhost)
+    # Not within tmp_path: the path of a socket has no more than 107 characters.
+    made = Product(tmp_path_factory.mktemp('other'), product.database, product.rabbitmq, product.vhost)
     with login(product.database) as url:
         made.worker(QUEUE, postgres_url=url, max_failures=2)
         yield made
@@ -150,6 +148,8 @@ def test_a_former_owner_that_wakes_settles_nothing(
     until_state(other, 'RUNNING', TAKEOVER)
     if late:
         flow.flows_again('owner stopped by SIGSTOP, its session ended', over, ROUND)
+    else:
+        assert product.sql('select 1 from mikkoo.batch_progress'), 'the batch is over'
     os.kill(former, signal.SIGCONT)
     until_state(product, 'STANDBY')
     assert product.pids()[QUEUE] == former, 'it was not replaced, it woke'
