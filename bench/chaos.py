@@ -2,10 +2,10 @@
 
 Servers, proxies and a mikkood of its own. A step is one fault, or two of different places, the second
 within the first; then it is measured how long it takes until an event that was inserted after the step
-arrives. A step is a line: when, which faults, how long they lasted, seconds until events flowed again,
-events that came twice. At the end it has to add up: what was inserted is delivered or (the poison that is
-mixed in, and nothing else) a dead letter, and the repeats are within the sum of what the faults may repeat.
-Exit 1 where it does not. The same seed and kinds give the same steps.
+arrives. A step is a line: when, events inserted at once before it, which faults, how long they lasted,
+seconds until events flowed again, events that came twice. At the end it has to add up: what was inserted is
+delivered or (the poison that is mixed in, and nothing else) a dead letter, and the repeats are within the
+sum of what the faults may repeat. Exit 1 where it does not. The same seed and kinds give the same steps.
 """
 
 from __future__ import annotations
@@ -27,14 +27,20 @@ from bench.chaos_stage import Stage, stage
 from tests.servers.process import raise_on_signals
 
 TWO = 0.25  # of the steps are two faults at once
+LARGE = 0.25  # of the steps begin with a large batch, in whose middle the faults come
+BATCH = 5_000  # events
 CALM = (0.0, 3.0)  # seconds between two steps
 
 
 @dataclass(frozen=True)
 class Step:
-    """`calm`: seconds before it. `seconds`: how long the faults last. `seed`: of what the faults choose."""
+    """`calm`: seconds before it. `seconds`: how long the faults last. `seed`: of what the faults choose.
+
+    `burst`: events that are inserted at once right before the faults.
+    """
 
     calm: float
+    burst: int
     kinds: tuple[str, ...]
     seconds: float
     seed: int
@@ -57,7 +63,7 @@ class Outcome:
 
     def __str__(self) -> str:
         return (
-            f'{self.at:7.1f} s  {" + ".join(self.step.kinds):44} lasted {self.lasted:5.1f} s'
+            f'{self.at:7.1f} s  {self.step.burst:4}  {" + ".join(self.step.kinds):44} lasted {self.lasted:5.1f} s'
             f'  flows after {self.flows_after:5.1f} s  {self.repeats:5} repeats'
         )
 
@@ -73,6 +79,7 @@ def schedule(seed: int, kinds: Sequence[str]) -> Iterator[Step]:
         lasting = max((KINDS[kind].seconds for kind in chosen), key=lambda seconds: seconds[1])
         yield Step(
             calm=chance.uniform(*CALM),
+            burst=BATCH * (chance.random() < LARGE),
             kinds=tuple(chosen),
             seconds=chance.uniform(*lasting),
             seed=chance.getrandbits(32),
@@ -101,6 +108,7 @@ def run(made: Stage, seconds: float, seed: int, kinds: Sequence[str]) -> Iterato
             return
         made.feed_extra()
         time.sleep(step.calm)
+        made.traffic.burst(step.burst)
         begun = time.monotonic()
         carry_out(made, step)
         lasted = time.monotonic() - begun
