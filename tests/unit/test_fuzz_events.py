@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from mikkoo.worker.properties import RULES
@@ -24,6 +24,11 @@ names = st.sampled_from([*RULES, 'headers', 'nonsense'])
 likely = st.sampled_from(
     [1, '2', 5, 5.0, 255, '60000', 1449600290, 'text', 'guest', {}, {'CC': ['a']}, '{"a": 1}']
 )
+short = st.text(st.characters(exclude_categories=['Cs']), max_size=60)
+good = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(-1e300, 1e300) | short,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(short, inner, max_size=4),
+)
 columns = st.none() | texts | edges
 properties = st.dictionaries(names, likely | values, max_size=5)
 headers = st.dictionaries(st.sampled_from(['CC', 'BCC', 'origin', 'txid', 'a']) | texts, values, max_size=5)
@@ -40,7 +45,8 @@ def test_any_row(row: tuple[str | None, ...]) -> None:
 
 
 @fuzz
-@given(st.dictionaries(names, likely, max_size=4), headers)
+@given(st.dictionaries(names, likely, max_size=2), st.dictionaries(short, good, max_size=5))
+@example({}, {'nul': 'a\0b', 'minus': -0.0, 'whole': 1.0, 'limit': -(2**63), 'flags': [True, False, None]})
 def test_rows_near_good_ones(given_properties: dict[str, Any], given_headers: dict[str, Any]) -> None:
     check(
         row_of(['key', 'body', 'exchange', 'text/plain', written(given_properties), written(given_headers)]),
