@@ -27,7 +27,7 @@ __all__ = [
 
 LOGGER = logging.getLogger(__name__)
 
-CALL_TIMEOUT = 30.0  # seconds for an answer on a channel; time spent blocked by an alarm does not count
+CALL_TIMEOUT = 30.0  # seconds for an answer on a channel, while nothing moves; not while blocked by an alarm
 LONGEST_VHOST = 127  # what pamqp lets through
 
 
@@ -76,6 +76,11 @@ class Link:
         """Bytes accepted by `send` that the kernel has not taken."""
         return self._io.stream.unsent
 
+    @property
+    def undelivered(self) -> int:
+        """Bytes `send` took that the peer's kernel has not acknowledged; fewer and fewer on a slow link."""
+        return self._io.stream.undelivered
+
     def fileno(self) -> int:
         """Readable when there is news: signals, loss, blocked or not, `unsent` below LOW_WATER or 0."""
         return self._connection.bell.fileno()
@@ -111,7 +116,7 @@ class Link:
     def call(self, inbox: Inbox, request: bytes, expected: Reply, what: str) -> ChannelClosed | None:
         """Send a request and wait for its answer: None, or how the broker closed the channel instead."""
         deadline = time.monotonic() + CALL_TIMEOUT
-        bell, blocked = self._connection.bell, self.blocked
+        bell, blocked, ahead = self._connection.bell, self.blocked, self.undelivered
         try:
             inbox.asked = expected
             self._io.transmit(request, inbox)
@@ -127,6 +132,10 @@ class Link:
                 if before or blocked:
                     deadline = time.monotonic() + CALL_TIMEOUT
                 elif time.monotonic() >= deadline:
+                    left, ahead = ahead, self.undelivered
+                    if ahead < left:  # on a slow link the request is behind what was sent before it
+                        deadline = time.monotonic() + CALL_TIMEOUT
+                        continue
                     self._give_up(f'no answer within {CALL_TIMEOUT:g} s ({what})')
                 waits = f'rabbitmq: blocked: {blocked}' if blocked else f'rabbitmq: {what}'
                 self._pulse.wait(waits, max(0.0, deadline - time.monotonic()), read=[bell.fileno()])

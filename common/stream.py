@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
 import ssl
+import struct
+import termios
 import threading
 from collections import deque
 
@@ -34,6 +37,15 @@ class Stream:
     @property
     def sock(self) -> socket.socket:
         return self._sock
+
+    @property
+    def undelivered(self) -> int:
+        """`unsent`, and the bytes in the kernel that the peer has not acknowledged (SIOCOUTQ, tcp(7))."""
+        with self._lock:
+            if self.broken:
+                return self.unsent
+            (queued,) = struct.unpack('i', fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)))
+            return self.unsent + int(queued)
 
     def push(self, data: bytes) -> bool:
         """Send what the kernel takes now, queue the rest. True: the polling thread has something to do."""

@@ -53,7 +53,7 @@ class Publisher:
         self._progress_at = self._answer_due_from = time.monotonic()
         self.delivered = self.returned = self.nacked = self.repeated = self.alarms = 0
         self._was_blocked = False
-        self._unsent = 0
+        self._undelivered = 0
         self.last_delivered: Event | None = None
         self._open_channel()
 
@@ -219,8 +219,8 @@ class Publisher:
         self._was_blocked = blocked
         if now - self._progress_at >= WAIT_SLICE:
             self._idle(now - self._progress_at)
-        sending, self._unsent = self._link.unsent < self._unsent, self._link.unsent
-        if blocked or sending or not len(self._flights):
+        before, self._undelivered = self._undelivered, self._link.undelivered
+        if blocked or self._undelivered < before or not len(self._flights):
             self._answer_due_from = now
         elif now - self._answer_due_from > self._confirm_timeout:
             raise BrokerLost(

@@ -521,6 +521,30 @@ def test_waiting_for_an_answer_is_no_loss_while_blocked(
         link.dispose()
 
 
+def test_waiting_for_an_answer_is_no_loss_while_what_was_sent_before_is_on_its_way(
+    pulse: Pulse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def script(talk: Conversation) -> None:
+        talk.greet()
+        talk.open_channel()
+        talk.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        left = 8_000_000
+        while left:
+            left -= len(talk.sock.recv(min(left, 100_000)))
+            time.sleep(0.02)
+        talk.open_channel(2)
+        talk.wait_for_end()
+
+    monkeypatch.setattr(amqp, 'CALL_TIMEOUT', 0.5)
+    with Peer(script) as peer:
+        link = connect(peer, pulse)
+        link.publisher_channel(confirm=False).send(bytes(8_000_000))
+        asked = time.monotonic()
+        assert link.publisher_channel(confirm=False).open
+        assert time.monotonic() - asked > 1.0, 'it was slow'
+        link.dispose()
+
+
 def test_stop_interrupts_a_call_and_close_still_works(pulse: Pulse) -> None:
     def script(talk: Conversation) -> None:
         talk.greet()

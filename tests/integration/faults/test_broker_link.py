@@ -20,7 +20,7 @@ from tests.integration.faults.broker import (
     until_shown,
     worker,
 )
-from tests.integration.faults.traffic import Traffic
+from tests.integration.faults.traffic import EXCHANGE, QUEUE, Traffic
 from tests.integration.product import Product
 from tests.servers.proxy import Proxy, Side
 from tests.servers.waiting import until
@@ -30,6 +30,9 @@ TIMEOUT = 2.0  # confirm_timeout, where it has to end a link
 STALLED = 5.0  # seconds
 THROTTLED = 15.0  # seconds
 SLOW = 20_000  # bytes a second, each way
+LARGE = 400_000  # bytes of a message that is on the way for 20 s
+NEVER = 10**9  # no event is poison
+LARGE_TIMEOUT = 8.0  # confirm_timeout, which is less; more than the buffers of a proxy hide
 
 CUTS: dict[str, Callable[[Proxy], None]] = {
     'reset': lambda proxy: proxy.cut(),
@@ -182,3 +185,26 @@ def test_throttled(product: Product, traffic: Callable[..., Traffic], to_broker:
     assert to_broker.connections == 1
     flow.finish(repeats=0)
     nobody_failed(product)
+
+
+def test_throttled_with_a_message_that_takes_longer_than_confirm_timeout(
+    product: Product, traffic: Callable[..., Traffic], to_broker: Proxy
+) -> None:
+    """While its bytes move the link is not given up: else it would be sent again and again for ever."""
+    flow = traffic(
+        rate=20, poison_every=NEVER, rabbitmq=through(to_broker, product), confirm_timeout=LARGE_TIMEOUT
+    )
+    product.run()
+    flow.flows()
+    to_broker.throttle(SLOW)
+    [(large,)] = product.sql(
+        """with made as (insert into produced default values returning n)
+           select n from made, pgq.insert_event(%s, 'good.large',
+               format('{"n": %%s, "pad": "%%s"}', n, repeat('x', %s)), %s, 'application/json', null, null)""",
+        QUEUE, LARGE, EXCHANGE,
+    )  # fmt: skip
+    until(lambda: flow.recorder.counts()[large], 6 * LARGE / SLOW, product.logged)
+    to_broker.throttle(0)
+    flow.flows_again('throttled, a message of 400 kB', time.time(), AT_ONCE)
+    assert to_broker.connections == 1
+    flow.finish(repeats=0)
