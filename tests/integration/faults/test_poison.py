@@ -184,7 +184,7 @@ def test_what_only_the_broker_can_know(
     tally = flow.finish(repeats=GOOD)
     check_dead(product, TOO_LARGE_HERE, {'refused': count})
     closed = closed_channels(product.rabbitmq, product.vhost)
-    record_property('channels closed', closed)
+    record_property('channels closed', str(dict(closed)))
     # Repeated is what was stored before a bad one and not yet confirmed. Then all in flight are sent one by
     # one, so that each bad one closes a channel on which nothing else is.
     while_in_flight = closed['basic.publish'] - count
