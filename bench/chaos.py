@@ -2,10 +2,11 @@
 
 Servers, proxies and a mikkood of its own. A step is one fault, or two of different places, the second
 within the first; then it is measured how long it takes until an event that was inserted after the step
-arrives. A step is a line: when, events inserted at once before it, which faults, how long they lasted,
-seconds until events flowed again, events that came twice. At the end it has to add up: what was inserted is
-delivered or (the poison that is mixed in, and nothing else) a dead letter, and the repeats are within the
-sum of what the faults may repeat. Exit 1 where it does not. The same seed and kinds give the same steps.
+arrives. A step is a line: when, events that were being relayed in one batch, which faults, how long they
+lasted, seconds until events flowed again, events that came twice. At the end it has to add up: what was
+inserted is delivered or (the poison that is mixed in, and nothing else) a dead letter, and the repeats are
+within the sum of what the faults may repeat. Exit 1 where it does not. The same seed and kinds give the
+same steps.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tests.servers.process import raise_on_signals
 
 TWO = 0.25  # of the steps are two faults at once
 LARGE = 0.25  # of the steps begin with a large batch, in whose middle the faults come
-BATCH = 5_000  # events
+BATCH = 10_000  # events
 CALM = (0.0, 3.0)  # seconds between two steps
 
 
@@ -36,7 +37,7 @@ CALM = (0.0, 3.0)  # seconds between two steps
 class Step:
     """`calm`: seconds before it. `seconds`: how long the faults last. `seed`: of what the faults choose.
 
-    `burst`: events that are inserted at once right before the faults.
+    `burst`: events that are inserted at once; the faults come while they are relayed.
     """
 
     calm: float
@@ -63,8 +64,8 @@ class Outcome:
 
     def __str__(self) -> str:
         return (
-            f'{self.at:7.1f} s  {self.step.burst:4}  {" + ".join(self.step.kinds):44} lasted {self.lasted:5.1f} s'
-            f'  flows after {self.flows_after:5.1f} s  {self.repeats:5} repeats'
+            f'{self.at:7.1f} s  {self.step.burst:5}  {" + ".join(self.step.kinds):44}'
+            f' lasted {self.lasted:5.1f} s  flows after {self.flows_after:5.1f} s  {self.repeats:5} repeats'
         )
 
 
@@ -108,7 +109,8 @@ def run(made: Stage, seconds: float, seed: int, kinds: Sequence[str]) -> Iterato
             return
         made.feed_extra()
         time.sleep(step.calm)
-        made.traffic.burst(step.burst)
+        if step.burst:
+            made.begin_batch(step.burst)
         begun = time.monotonic()
         carry_out(made, step)
         lasted = time.monotonic() - begun
