@@ -22,7 +22,7 @@ MAX_FAILURES = 2
 WINDOW = 1_000  # confirm_window, the default
 LARGEST = 200_000_000  # bytes
 MEMORY = 150_000  # KiB of the worker, at most; 55,000 without bad events
-ARRIVE = 300.0  # seconds; half a minute on an idle machine where a thousand channels are closed
+ARRIVE = 500.0  # seconds; half a minute on an idle machine where a thousand channels are closed
 BROKER_LIMIT = 20_000  # bytes, set at the broker: Mikkoo cannot know of it
 
 Record = Callable[[str, object], None]
@@ -176,7 +176,7 @@ def test_what_only_the_broker_can_know(
     product: Product, traffic: Callable[..., Traffic], record_property: Record, count: int
 ) -> None:
     """It closes the channel over each, and the neighbours arrive."""
-    flow = traffic(max_failures=1)
+    flow = traffic(max_failures=1, rate=50)
     product.run()
     flow.flows()
     among_good_ones(product, TOO_LARGE_HERE, count)
