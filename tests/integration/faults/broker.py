@@ -16,6 +16,7 @@ from tests.servers.waiting import until
 WINDOW = 1_000  # confirm_window: what a lost link repeats at most
 BATCH = 4 * WINDOW  # events
 SLOWLY = 50_000  # bytes a second each way: a batch takes half a minute
+AT_ONCE = 3 * 5.0  # seconds until it flows again: the first attempt at the next link is 0.5 s later
 REPORTED = 30.0  # seconds until a change is seen in a worker's report; one or two on an idle machine
 LOOK = 0.1  # seconds between two looks at what has to stay as it is
 WATERMARK = '1GB'  # vm_memory_high_watermark.absolute of the tests' servers

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from tests.integration.faults.broker import (
+    AT_ONCE,
     WINDOW,
     memory_alarm,
     nobody_failed,
@@ -21,7 +22,6 @@ from tests.integration.product import STOP, Product
 from tests.servers.rabbitmq import RabbitServer
 
 ALARM = 20.0  # seconds
-AT_ONCE = 3 * 3.0  # seconds until it flows again; the broker tells us
 TIMEOUT = 5.0  # confirm_timeout: shorter than the alarm
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.integration.faults.broker import (
+    AT_ONCE,
     REPORTED,
     WINDOW,
     insert_batch,
@@ -25,7 +26,6 @@ from tests.integration.product import Product
 from tests.servers.proxy import Proxy, Side
 from tests.servers.waiting import until
 
-AT_ONCE = 3 * 3.0  # seconds until it flows over the next link, whose first attempt is 0.5 s later
 TIMEOUT = 2.0  # confirm_timeout, where it has to end a link
 STALLED = 5.0  # seconds
 THROTTLED = 15.0  # seconds

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.integration.faults.broker import (
+    AT_ONCE,
     WINDOW,
     close_connections,
     nobody_failed,
@@ -21,7 +22,6 @@ from tests.integration.product import Product
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import RabbitServer
 
-AT_ONCE = 3 * 3.0  # seconds until it flows over the next link, whose first attempt is 0.5 s later
 LONGEST_DELAY = 30.0  # seconds between two attempts in a long outage
 
 FAULTS = {

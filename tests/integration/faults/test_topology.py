@@ -29,7 +29,7 @@ from tests.servers.waiting import until
 PATIENT = (
     100  # max_failures: what RabbitMQ refuses is that event's failure, and the fault outlasts ten of them
 )
-HELD = 3 * 3.0  # seconds until it flows again after an exchange was refused, whose retry_delay is 1 s
+HELD = 3 * 10.0  # seconds until it flows again, behind what was inserted meanwhile; retry_delay is 1 s
 GONE = 5.0  # seconds that a fault lasts
 DELAYED = 3 * 10.0  # seconds until the next attempt after an outage of so long
 FULL = 60.0  # seconds
