@@ -163,6 +163,30 @@ def test_an_unknown_queue_is_named_with_the_nearest(
         relay.consumer.register()
 
 
+def test_a_state_of_another_cluster_is_refused(relay: Relay, database: Database) -> None:
+    database.execute("update pgq.tick set tick_snapshot = '4000000000:4000000000:'")
+    with pytest.raises(DatabaseError, match=r'Invalid PgQ state.*4000000000.*After a restore'):
+        relay.consumer.register()
+
+
+def test_a_read_only_database_is_refused(relay: Relay, database: Database) -> None:
+    relay.control.execute('set default_transaction_read_only to on')
+    with pytest.raises(DatabaseError, match='read only: default_transaction_read_only is on') as raised:
+        relay.consumer.register()
+    assert raised.value.sqlstate == '25006'
+
+
+def test_a_tick_is_forced_after_the_clock_was_set_back(relay: Relay, database: Database) -> None:
+    insert(database, '{"n": 1}', '{"n": 2}')
+    database.execute("update pgq.tick set tick_time = tick_time + interval '1 hour'")
+    assert database.execute('select pgq.ticker(%s)', (QUEUE,)) == [(None,)]
+    assert relay.consumer.pending().lag < -3000
+    relay.consumer.force_tick()
+    tick(database)
+    assert len(relay.relay()) == 2
+    assert relay.consumer.pending().lag >= 0
+
+
 def test_a_queue_is_created_where_that_is_granted(
     database: Database, open_relay: Callable[..., Relay]
 ) -> None:

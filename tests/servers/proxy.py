@@ -58,13 +58,13 @@ class Proxy:
         for pair in self._present():
             pair.limits[towards] = (count, reset)
 
-    def cut_answer(self, question: bytes, *, reset: bool = True) -> None:
-        """Forward what holds `question` towards the server, then cut that connection instead of an answer.
+    def cut_answer(self, *questions: bytes) -> None:
+        """Forward what holds these bytes towards the server, in turn, then cut instead of an answer.
 
-        For each present connection, once, if these bytes come in one piece.
+        For each present connection, once, if each of them comes in one piece, of its own.
         """
         for pair in self._present():
-            pair.question = (question, reset)
+            pair.questions = list(questions)
 
     def stall(self) -> None:
         """Forward nothing, either way, on present and new connections; nobody is told."""
@@ -151,7 +151,7 @@ class _Pair:
         self._over = threading.Event()
         self._pumping = 2
         self.limits: dict[Side, tuple[int, bool]] = {}  # bytes still allowed, and then RST or FIN
-        self.question: tuple[bytes, bool] | None = None  # what is to get no answer but RST or FIN
+        self.questions: list[bytes] = []  # of which the last is to get no answer but RST
         self.held: set[Side] = set()  # the directions in which nothing moves any more
         for end in self._ends.values():
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -212,8 +212,10 @@ class _Pair:
         return data
 
     def _forward(self, towards: Side, data: bytes) -> None:
-        if towards == 'server' and self.question is not None and self.question[0] in data:
-            self.limits['client'] = (0, self.question[1])
+        if towards == 'server' and self.questions and self.questions[0] in data:
+            del self.questions[0]
+            if not self.questions:
+                self.limits['client'] = (0, True)
         allowed, reset = self.limits.get(towards, (len(data) + 1, True))
         rest = memoryview(data)[:allowed]
         while rest and self._ready(towards, select.POLLOUT):

@@ -145,14 +145,15 @@ def test_a_stalled_connection_can_be_cut(proxy: Proxy, link: socket.socket) -> N
         link.recv(1)
 
 
-def test_cut_answer_lets_the_question_through(proxy: Proxy, link: socket.socket, echo: Echo) -> None:
-    proxy.cut_answer(b'commit')
-    link.sendall(b'begin')
-    assert read(link, 5) == b'begin'
+def test_cut_answer_lets_the_questions_through(proxy: Proxy, link: socket.socket, echo: Echo) -> None:
+    proxy.cut_answer(b'begin', b'commit')
+    for question in (b'commit', b'begin'):
+        link.sendall(question)
+        assert read(link, len(question)) == question
     link.sendall(b'commit')
     with pytest.raises(ConnectionResetError):
         link.recv(1)
-    assert echo.received == b'hellobegincommit'
+    assert echo.received == b'hellocommitbegincommit'
 
 
 def test_hold_stops_one_direction_of_present_connections_for_good(

@@ -94,7 +94,7 @@ def test_cut_in_the_middle_of_a_message(scene: Scene, towards: Side) -> None:
 
 def test_cut_between_commit_and_its_answer(scene: Scene) -> None:
     """What was settled is settled: nothing of it comes again, though the relay never heard so."""
-    scene.proxy.cut_answer(b'commit')
+    scene.proxy.cut_answer(b'finish_batch', b'commit')
     scene.until_noticed()
     scene.flow.flows_again('link to PostgreSQL cut instead of the answer to COMMIT', time.time(), BACK)
     scene.flow.finish(repeats=0)
