@@ -14,10 +14,11 @@ from mikkoo.common import metrics as names
 from mikkoo.common.backoff import Backoff
 from mikkoo.common.errors import DatabaseError, DatabaseLost, Fenced, Stopping
 from mikkoo.common.metrics import Metrics
-from mikkoo.common.pgq import SCHEMA_VERSION, Batch, Consumer, Reader
+from mikkoo.common.pgq import SCHEMA_VERSION, Batch, Consumer, Opening, Reader
 from mikkoo.common.postgres import Session
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
+from mikkoo.worker import isolation
 from mikkoo.worker.identity import origin
 from mikkoo.worker.outlet import Outlet
 from mikkoo.worker.passage import Passage
@@ -49,6 +50,7 @@ class Relay:
         self._reader: Reader | None = None
         self._translate: Translator | None = None
         self._passage: Passage | None = None  # of the batch in hand
+        self._opened: Batch | None = None  # the last one that this process opened
         self._due: deque[float] = deque()  # when our retries are due, monotonic
         self._checked_at = self._pending_at = float('-inf')
         self._warned_at: dict[str, float] = {}
@@ -147,16 +149,27 @@ class Relay:
 
     def _relay(self, batch: Batch) -> None:
         assert self._consumer is not None and self._reader is not None and self._translate is not None
+        survived, self._opened = self._opened == batch, batch
+        opening = self._consumer.open(batch, survived)
+        way = self._way(opening, survived)
         settling = Settling(self._consumer, batch, self._settings, self._metrics, self._pulse)
         self._passage = Passage(
             batch, self._reader, self._translate, self._outlet, settling, self._pulse, self._check_ownership
         )
+        stretch = isolation.stretch(self._settings.confirm_window)
         try:
-            self._passage.run(self._settings.window_bytes // 2, self._consumer.progress(batch))
+            self._passage.run(self._settings.window_bytes // 2, opening, way, stretch)
         finally:
             self._passage = None
             if settling.retried:
                 self._due.append(time.monotonic() + self._settings.retry_delay)
+
+    def _way(self, opening: Opening, survived: bool) -> isolation.Way:
+        way = isolation.way(opening, survived)
+        if way is not isolation.Way.TOGETHER:
+            say = 'queue %s: its process ended %d times running: its events are relayed one at a time for now'
+            LOGGER.warning(say, self._settings.queue, isolation.ends(opening))
+        return way
 
     def _await_tick(self) -> None:
         """Until a tick is announced, a retry is due, the link has news, or wait_duration is over."""
