@@ -267,6 +267,10 @@ class Consumer:
         events, lag, seen, batch = rows[0]
         return Pending(events or 0, lag or 0.0, seen or 0.0, batch)
 
+    def dead_letters(self) -> int | None:
+        """As `Keeper.count_dead`; None: none are kept here."""
+        return self.keeper.count_dead() if self.keeps else None
+
     def schema_version(self) -> int | None:
         """As `mikkoo_schema_version`."""
         return mikkoo_schema_version(self._session)

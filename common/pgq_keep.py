@@ -17,6 +17,7 @@ from mikkoo.common.postgres import Session
 FIRST_VERSION = 2  # of mikkoo.sql that keeps these
 ISOLATING = 3  # the first version that counts who opened a batch
 AT_ONCE = 100  # events in one statement
+COUNTED = 100_000  # dead letters; more are not counted
 
 MAY_KEEP = """
     select has_table_privilege('mikkoo.dead_letter', 'INSERT')
@@ -97,6 +98,11 @@ SAVE = """
                 then p.attempts else 1 end,
             excluded.alone, now())
     returning case when alone then set_config('synchronous_commit', 'off', true) end
+"""
+# Of many millions the index is read no further than this: some ten milliseconds.
+COUNT = """
+    select count(*) from (
+        select from mikkoo.dead_letter where (queue, consumer) = (%s, %s) limit %s) as counted
 """
 FORGET = 'delete from mikkoo.batch_progress where (queue, consumer) = (%s, %s)'  # the batch is finished
 # Of version 2, which has no attempts
@@ -179,6 +185,11 @@ class Keeper:
             columns = map(list, zip(*rows, strict=True))
             self._session.execute(BURY, (*self._place, *self._place, *columns), waits='dead letters')
         self.recovered([one.row[0] for one in dead])
+
+    def count_dead(self) -> int:
+        """How many dead letters there are, up to COUNTED."""
+        [(count,)] = self._session.fetch(COUNT, (*self._place, COUNTED), waits='dead letters')
+        return int(count)
 
     def failed_first(self, rows: Sequence[Row]) -> None:
         """Note when events that will be retried failed first."""

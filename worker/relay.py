@@ -19,11 +19,12 @@ from mikkoo.common.postgres import Session
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
 from mikkoo.worker import isolation
+from mikkoo.worker.gauges import Gauges
 from mikkoo.worker.identity import origin
 from mikkoo.worker.outlet import Outlet
 from mikkoo.worker.passage import Passage
 from mikkoo.worker.settling import Settling
-from mikkoo.worker.translate import Translator
+from mikkoo.worker.translate import DeduplicatingTranslator, Translator
 
 LOGGER = logging.getLogger('mikkoo.worker')
 
@@ -33,7 +34,6 @@ READER_PATIENCE = 5.0  # seconds without a confirm after which the reading trans
 OWNER_CHECK = 5.0  # seconds between looks at whether the lock is still ours, in the middle of a batch
 WARNING_INTERVAL = 60.0  # seconds between two log lines of one kind about what was ignored in events
 MOVED_AT_ONCE = 10_000  # mikkoo.move_retries() moves no more in one call
-PENDING_INTERVAL = 5.0  # seconds between looks at how far behind the consumer is
 
 
 class Relay:
@@ -44,6 +44,7 @@ class Relay:
         self._pulse = pulse
         self._metrics = metrics
         self._backoff = Backoff(first=0.5, most=30.0)
+        self._gauges = Gauges(metrics)
         self._outlet = Outlet(settings, pulse, metrics, self._on_idle)
         self._control: Session | None = None
         self._consumer: Consumer | None = None
@@ -52,7 +53,7 @@ class Relay:
         self._passage: Passage | None = None  # of the batch in hand
         self._opened: Batch | None = None  # the last one that this process opened
         self._due: deque[float] = deque()  # when our retries are due, monotonic
-        self._checked_at = self._pending_at = float('-inf')
+        self._checked_at = float('-inf')
         self._warned_at: dict[str, float] = {}
         self._origin = origin()
         self.retired = False
@@ -112,7 +113,8 @@ class Relay:
         assert self._control is not None
         row = self._control.one('select current_database()')
         assert row is not None
-        return Translator(
+        kind = DeduplicatingTranslator if self._settings.deduplication_header else Translator
+        return kind(
             database=row[0],
             queue=self._settings.queue,
             origin=self._origin,
@@ -139,7 +141,7 @@ class Relay:
         assert self._consumer is not None
         self._move_retries()
         batch = self._consumer.next_batch()
-        self._look_at_pending()
+        self._gauges.look(self._consumer)
         if batch is None:
             self._await_tick()
         else:
@@ -163,11 +165,13 @@ class Relay:
             self._passage = None
             if settling.retried:
                 self._due.append(time.monotonic() + self._settings.retry_delay)
+            if settling.buried:
+                self._gauges.buried()
 
     def _way(self, opening: Opening, survived: bool) -> isolation.Way:
         way = isolation.way(opening, survived)
         if way is not isolation.Way.TOGETHER:
-            say = 'queue %s: its process ended %d times running: its events are relayed one at a time for now'
+            say = 'queue %s: its process ended, %d running without progress: one event at a time for now'
             LOGGER.warning(say, self._settings.queue, isolation.ends(opening))
         return way
 
@@ -196,14 +200,6 @@ class Relay:
                 self._due.popleft()
             if self._consumer.move_retries() >= MOVED_AT_ONCE:
                 self._due.appendleft(time.monotonic())
-
-    def _look_at_pending(self) -> None:
-        assert self._consumer is not None
-        if time.monotonic() >= self._pending_at + PENDING_INTERVAL:
-            self._pending_at = time.monotonic()
-            pending = self._consumer.pending()
-            self._metrics.gauge(names.PENDING_EVENTS, pending.events)
-            self._metrics.gauge(names.LAG, pending.lag)
 
     def _on_idle(self, silent: float) -> None:
         """While nothing is confirmed: show it, hold no snapshot, and see that the queue is still ours."""

@@ -59,7 +59,7 @@ class Settling:
         self._told = 0
         self._saved_at = clock()
         self._saved_count = 0
-        self.retried = 0
+        self.retried = self.buried = 0
 
     def came_back(self, event: Event) -> None:
         """A retried event is on its way."""
@@ -114,6 +114,7 @@ class Settling:
             return None
         self._metrics.count(names.FAILED)
         self._metrics.count(names.DEAD)
+        self.buried += 1
         self._report(code, 1, *buried, reason)
         return buried[0]
 
@@ -129,6 +130,7 @@ class Settling:
     def _count(self, retries: list[Retry], dead: list[Dead]) -> None:
         self._metrics.count(names.RETRIED, len(retries))
         self._metrics.count(names.DEAD, len(dead))
+        self.buried += len(dead)
         kept = [*(one.row for one in self._retries), *(one.row for one in self._dead)]
         self._bytes = sum(_size(row) for row in kept)
         examples = {one.code: one for one in reversed(dead)}

@@ -18,7 +18,7 @@ from mikkoo.worker.event import Event, Message
 from mikkoo.worker.frames import encoder
 from mikkoo.worker.identity import NAMESPACE
 from mikkoo.worker.properties import RULES
-from mikkoo.worker.translate import HEADERS_NOT_OBJECT, UNKNOWN_PROPERTY, Translator
+from mikkoo.worker.translate import HEADERS_NOT_OBJECT, UNKNOWN_PROPERTY, DeduplicatingTranslator, Translator
 
 EV_TIME = datetime(2017, 2, 23, 6, 17, 14, 471682, tzinfo=UTC)
 EAST = timezone(timedelta(hours=2))
@@ -425,3 +425,14 @@ def test_no_text_in_any_column_raises_anything_else(
         assert error.reason
     else:
         assert frames.endswith(b'\xce')
+
+
+def test_the_deduplication_header_is_the_message_id() -> None:
+    dedup = DeduplicatingTranslator(**WHERE)
+    message = dedup(event())
+    assert own_headers(message) == {'x-deduplication-header': message.properties['message_id']}
+    given = dedup(event(extra3='{"message_id": "mine"}', extra4='{"a": 1}'))
+    assert own_headers(given) == {'a': 1, 'x-deduplication-header': 'mine'}
+    own = dedup(event(extra4='{"x-deduplication-header": null}'))
+    assert own_headers(own) == {'x-deduplication-header': None}
+    assert 'x-deduplication-header' not in translate(event()).properties['headers']
