@@ -14,6 +14,7 @@ MOST_ENDS = 3  # ends of a process running, without progress in between, that ar
 # How far an event that was being handled may be behind what was saved last, besides the window: a saving
 # interval (1,900), a slice (500), and what has come since the last look (64) and the last write (32).
 REACH = 2_500
+PROOF = 100  # events that pass alone and show that it is some events that end the process, not the machine
 
 
 class Way(Enum):

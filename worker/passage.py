@@ -9,7 +9,7 @@ from mikkoo.common.errors import DatabaseError, EventError, Stopping
 from mikkoo.common.pgq import Batch, Opening, Reader, Stage
 from mikkoo.common.pulse import Pulse
 from mikkoo.worker.event import Event
-from mikkoo.worker.isolation import Way
+from mikkoo.worker.isolation import PROOF, Way
 from mikkoo.worker.outlet import Outlet
 from mikkoo.worker.settling import Settling
 from mikkoo.worker.translate import Translator
@@ -89,7 +89,7 @@ class Passage:
         """
         self._stage = Stage.ALONE
         self._save(self._taken)
-        last = self._taken + stretch
+        proven, last = self._taken + PROOF, self._taken + stretch
         for event in self._events(0):
             self._take(event)
             self._outlet.drain()
@@ -98,9 +98,12 @@ class Passage:
                 self._stage = Stage.TOGETHER
             self._save(self._taken)
             self._stop_if_asked()
+            if self._taken == proven:
+                self._pulse.recovered()
             if self._taken >= last:
                 break
-        self._pulse.recovered()
+        if self._taken < proven:  # a small batch
+            self._pulse.recovered()
         return self._stage is Stage.ALONE
 
     def _take(self, event: Event) -> None:

@@ -158,7 +158,7 @@ def test_a_stop_while_one_event_is_in_hand_is_no_end(scene: Scene) -> None:
 
 
 def test_after_a_stretch_without_an_end_the_rest_goes_together(scene: Scene) -> None:
-    window = 100
+    window = WINDOW
     events = isolation.stretch(window) + 1_000
     opened(scene, MOST_ENDS, events)
     with Worker(scene.settings(confirm_window=window)) as worker:
