@@ -99,7 +99,7 @@ SAVE = """
             excluded.alone, now())
     returning case when alone then set_config('synchronous_commit', 'off', true) end
 """
-# Of many millions the index is read no further than this: some ten milliseconds.
+# Of many millions the index is read no further than this: some 20 ms.
 COUNT = """
     select count(*) from (
         select from mikkoo.dead_letter where (queue, consumer) = (%s, %s) limit %s) as counted
