@@ -101,10 +101,10 @@ class Passage:
             if self._taken == proven:
                 self._pulse.recovered()
             if self._taken >= last:
-                break
+                return False
         if self._taken < proven:  # a small batch
             self._pulse.recovered()
-        return self._stage is Stage.ALONE
+        return True
 
     def _take(self, event: Event) -> None:
         """Publish an event, or judge it here where it can be no message."""

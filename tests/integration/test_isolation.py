@@ -75,7 +75,7 @@ def test_events_that_abort_the_process_become_dead_letters_and_all_others_arrive
     assert (child['state'], child['failures']) == ('RUNNING', 0), 'it got past them'
     assert product.sql('select count(*) from mikkoo.batch_progress') == [(0,)]
     log = product.logged()
-    assert log.count('one at a time') == log.count('kills_worker') + 2
+    assert log.count('one event at a time') == log.count('kills_worker') + 2
     assert 'FATAL' not in log
 
 
