@@ -15,7 +15,7 @@
 
 DO $mikkoo$
 DECLARE
-    shipped CONSTANT integer := 2;  -- the version that this file makes; each has its upgrade below
+    shipped CONSTANT integer := 3;  -- the version that this file makes; each has its upgrade below
     installed integer;
     owner name;
     role_name name;
@@ -167,6 +167,14 @@ BEGIN
             CONSTRAINT batch_progress_pkey PRIMARY KEY (queue, consumer)
         );
         INSERT INTO mikkoo.schema_version (version) VALUES (2);
+    END IF;
+
+    IF installed < 3 THEN
+        ALTER TABLE mikkoo.batch_progress
+            ALTER COLUMN last_event_id DROP NOT NULL,
+            ADD COLUMN attempts integer NOT NULL DEFAULT 0,
+            ADD COLUMN alone boolean NOT NULL DEFAULT false;
+        INSERT INTO mikkoo.schema_version (version) VALUES (3);
     END IF;
 
     -- Inserting events ----------------------------------------------------------------------------------------
@@ -443,7 +451,7 @@ Returns how many; call it again if that is 10,000.';
     COMMENT ON COLUMN mikkoo.dead_letter.content_type IS 'AMQP property content_type (ev_extra2)';
     COMMENT ON COLUMN mikkoo.dead_letter.properties IS 'AMQP properties, a JSON object (ev_extra3)';
     COMMENT ON COLUMN mikkoo.dead_letter.headers IS 'AMQP headers, a JSON object (ev_extra4)';
-    COMMENT ON COLUMN mikkoo.dead_letter.reason_code IS 'untranslatable, returned, refused or nacked';
+    COMMENT ON COLUMN mikkoo.dead_letter.reason_code IS 'untranslatable, returned, refused, nacked or kills_worker';
     COMMENT ON COLUMN mikkoo.dead_letter.reason IS 'What was wrong at the last attempt';
     COMMENT ON COLUMN mikkoo.dead_letter.first_failed_at IS 'When it failed first';
     COMMENT ON COLUMN mikkoo.dead_letter.last_failed_at IS 'When it failed last';
@@ -464,8 +472,10 @@ Returns how many; call it again if that is 10,000.';
     COMMENT ON COLUMN mikkoo.batch_progress.tick_id IS 'Tick that ends the batch';
     COMMENT ON COLUMN mikkoo.batch_progress.previous_tick_id IS 'Tick that begins the batch';
     COMMENT ON COLUMN mikkoo.batch_progress.tick_time IS 'Time of the tick that ends the batch';
-    COMMENT ON COLUMN mikkoo.batch_progress.last_event_id IS 'Every event up to this one is judged';
+    COMMENT ON COLUMN mikkoo.batch_progress.last_event_id IS 'Every event up to this one is judged; NULL: none yet';
     COMMENT ON COLUMN mikkoo.batch_progress.saved_at IS 'When this was saved';
+    COMMENT ON COLUMN mikkoo.batch_progress.attempts IS 'How many processes opened the batch since it last got on';
+    COMMENT ON COLUMN mikkoo.batch_progress.alone IS 'The first event behind is relayed alone: it ended processes';
     COMMENT ON CONSTRAINT batch_progress_pkey ON mikkoo.batch_progress IS 'A consumer has one open batch at a time';
 
     -- A transaction around this file goes on as it was.

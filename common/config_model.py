@@ -160,6 +160,10 @@ class Worker(Part):
     persistent: Annotated[bool, types.FLAG] = _worker(
         'persistent', 'delivery_mode 2 for events that give none'
     )
+    deduplication_header: Annotated[bool, types.FLAG] = _worker(
+        'deduplication_header',
+        'Add the header x-deduplication-header: the message_id',
+    )
     confirm_window: Annotated[int, types.count(1, 65_535)] = _worker(
         'confirm_window', 'Messages in flight without their confirm, at most', 'messages'
     )

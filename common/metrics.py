@@ -60,6 +60,9 @@ REPEATS = Metric('repeats', COUNTER, 'events', WORKER, 'sent again because their
 BATCHES = Metric('batches', COUNTER, 'batches', WORKER, 'PgQ batches settled')
 PENDING_EVENTS = Metric('pending_events', GAUGE, 'events', WORKER, 'waiting in the queue for this consumer')
 IN_FLIGHT = Metric('in_flight', GAUGE, 'events', WORKER, 'published and not yet judged')
+DEAD_LETTERS = Metric(
+    'dead_letters', GAUGE, 'events', WORKER, 'kept in mikkoo.dead_letter for this consumer; 100,000: or more'
+)
 LAG = Metric('lag', GAUGE, 'seconds', WORKER, "age of the consumer's last finished tick")
 LATENCY = Metric('latency', TIMING, 'seconds', WORKER, "from an event's ev_time to its confirm")
 PGQ = Metric('pgq.<call>', TIMING, 'seconds', WORKER, 'one call of PgQ or of mikkoo.sql')

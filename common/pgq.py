@@ -29,7 +29,7 @@ from mikkoo.common.pgq_facts import (
     queue_exists,
     raise_if_read_only,
 )
-from mikkoo.common.pgq_keep import Dead, Keeper
+from mikkoo.common.pgq_keep import FORGET, Dead, Keeper, Opening, Stage
 from mikkoo.common.pgq_reader import COLUMNS, Batch, Observe, Reader, Row, timed, unobserved
 from mikkoo.common.postgres import Session
 
@@ -42,10 +42,12 @@ __all__ = [
     'Consumer',
     'Dead',
     'Observe',
+    'Opening',
     'Pending',
     'Reader',
     'Retry',
     'Row',
+    'Stage',
     'ahead',
     'last_tick_age',
     'mikkoo_schema_version',
@@ -95,6 +97,7 @@ RETRY_RAW = """
 RETRY = "select pgq.event_retry(%s, %s, clock_timestamp() + %s * interval '1 second')"
 FINISH = 'select pgq.finish_batch(%s)'
 FORCE_TICK = 'select pgq.force_tick(%s)'
+FINISH_KEPT = f'with forgotten as ({FORGET}) {FINISH}'
 MOVE_RETRIES = 'select mikkoo.move_retries()'
 PENDING = """
     select pending_events, extract(epoch from lag)::float8, extract(epoch from last_seen)::float8,
@@ -218,9 +221,8 @@ class Consumer:
         with timed(self._observe, 'settle'), self._session.transaction():
             self._fence(batch)
             self._judge(batch, retries, dead, recovered)
-            if self.keeps:
-                self.keeper.forget()
-            if self._call('finish_batch', FINISH, batch.id) != [(1,)]:
+            sql, place = (FINISH_KEPT, (self.queue, self.name)) if self.keeps else (FINISH, ())
+            if self._call('finish_batch', sql, *place, batch.id) != [(1,)]:
                 raise _finished(batch)
 
     def save(
@@ -230,20 +232,37 @@ class Consumer:
         retries: Sequence[Retry] = (),
         dead: Sequence[Dead] = (),
         recovered: Sequence[int] = (),
+        stage: Stage = Stage.TOGETHER,
     ) -> None:
         """As `settle`, in the middle of the batch: every event up to `last_event_id` is judged.
 
-        None, or a mikkoo.sql that keeps nothing: no progress is saved, and a crash repeats the batch.
+        None: nothing is known of any. With a mikkoo.sql that keeps nothing a crash repeats the batch.
         """
         with timed(self._observe, 'save'), self._session.transaction():
             self._fence(batch)
             self._judge(batch, retries, dead, recovered)
-            if self.keeps and last_event_id is not None:
-                self.keeper.save(batch, last_event_id)
+            if self.keeps:
+                self.keeper.save(batch, last_event_id, stage)
 
-    def progress(self, batch: Batch) -> int | None:
-        """The last event of this batch that a former owner, or we, judged and saved."""
-        return self.keeper.progress(batch) if self.keeps else None
+    def open(self, batch: Batch, again: bool = False) -> Opening:
+        """What a former owner, or we, saved of this batch. To be called before anything of it is read.
+
+        It counts the processes that did; `again`: this process was the last to open it, and lives.
+        """
+        return self.keeper.open(batch, again) if self.keeps else Opening()
+
+    def bury_next(
+        self, batch: Batch, after: int | None, ends: int, code: str, reason: str
+    ) -> tuple[int, int] | None:
+        """The first event behind `after` becomes a dead letter, and progress is behind it: one transaction.
+
+        For an event that cannot be read: see `Keeper.bury_next`. Raises Fenced, as `settle` does.
+        """
+        with timed(self._observe, 'save'), self._session.transaction():
+            self._fence(batch)
+            buried = self.keeper.bury_next(batch, after, ends, code, reason)
+            self.keeper.save(batch, buried[0] if buried else after, Stage.TOGETHER)
+        return buried
 
     def move_retries(self) -> int:
         """Put retries that are due back into their queues, where mikkoo.sql is installed; how many."""
@@ -265,6 +284,10 @@ class Consumer:
     def force_tick(self) -> None:
         """Have the ticker tick at its next look, whatever the time of the last tick."""
         self._call('force_tick', FORCE_TICK, self.queue)
+
+    def dead_letters(self) -> int | None:
+        """As `Keeper.count_dead`; None: none are kept here."""
+        return self.keeper.count_dead() if self.keeps else None
 
     def schema_version(self) -> int | None:
         """As `mikkoo_schema_version`."""

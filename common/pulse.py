@@ -70,6 +70,11 @@ class Pulse:
         ):
             self._told = told
 
+    def recovered(self) -> None:
+        """Tell the supervisor that what ended this process's forerunners is over."""
+        if self._pipe is not None:
+            self._pipe.send('recovered')
+
     def beat(self, waits: str) -> None:
         """Say that the loop moves, and hear the supervisor. Cheap; call it once a slice in a busy loop."""
         self._waits = waits

@@ -53,6 +53,7 @@ class WorkerSettings:
     wait_duration: float = 10.0
     create_queue: bool = False
     persistent: bool = True
+    deduplication_header: bool = False
     confirm_window: int = 1000
     confirm_timeout: float = 60.0
     window_bytes: int = 16 * 1024 * 1024

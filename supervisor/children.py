@@ -219,6 +219,8 @@ class Children:
                 self._tell(child)
             case 'state':
                 self._take(child, child.life.told(message['state'], message['reason'], now))
+            case 'recovered':
+                self._take(child, child.life.recovered())
             case 'report':
                 child.numbers = message
             case 'log':

@@ -24,9 +24,11 @@ STATE_STYLES = {
     'PAUSED': 'yellow', 'BACKOFF': 'red', 'FATAL': 'bold red', 'STOPPED': 'dim',
 }  # fmt: skip
 MARKS = {'ok': ('✓', 'ok', 'green'), 'warn': ('!', 'warning', 'yellow'), 'failed': ('✗', 'FAILED', 'red')}
+COUNTS = ('processed', 'failed', 'pending_events', 'dead_letters')
 COLUMNS = (
     ('WORKER', 'left'), ('QUEUE', 'left'), ('STATE', 'left'), ('PID', 'right'), ('FOR', 'right'),
-    ('PROCESSED', 'right'), ('FAILED', 'right'), ('PENDING', 'right'), ('WAITS FOR', 'left'),
+    ('PROCESSED', 'right'), ('FAILED', 'right'), ('PENDING', 'right'), ('DEAD', 'right'),
+    ('WAITS FOR', 'left'),
 )  # fmt: skip
 DEAD_LETTER_COLUMNS = (
     ('ID', 'right'), ('QUEUE', 'left'), ('EVENT', 'right'), ('EXCHANGE', 'left'), ('ROUTING KEY', 'left'),
@@ -173,7 +175,7 @@ def _row(child: Mapping[str, Any]) -> Sequence[Text]:
         Text(state, STATE_STYLES.get(state, '')),
         Text(str(child.get('pid') or '-')),
         Text(duration(child['since'])),
-        *(Text(_count(numbers.get(key))) for key in ('processed', 'failed', 'pending_events')),
+        *(Text(_count(numbers.get(key))) for key in COUNTS),
         Text(str(waits).splitlines()[0] if waits else ''),
     ]
 

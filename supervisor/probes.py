@@ -132,7 +132,9 @@ def _schema(subject: str, session: Session) -> Probe:
         )
         return Probe(subject, 'mikkoo.sql', 'warn', text, install)
     if version < ours:
-        lost = ': dead letters cannot be kept' if version < pgq_keep.FIRST_VERSION else ''
+        lost = ': events that end their worker are not set apart'
+        if version < pgq_keep.FIRST_VERSION:
+            lost = ': dead letters cannot be kept'
         text = f'version {version}, this mikkood brings {ours}{lost}'
         return Probe(subject, 'mikkoo.sql', 'warn', text, install)
     if version > ours:

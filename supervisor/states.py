@@ -112,6 +112,10 @@ class Life:
             return self, Action.NONE
         return replace(self, beaten=now, due=now + self.policy.silence), Action.NONE
 
+    def recovered(self) -> Step:
+        """It got past what ended its forerunners: they do not count any more."""
+        return replace(self, failures=0), Action.NONE
+
     def stop(self, now: float, *, again: bool = False, reason: str = '') -> Step:
         """Ask it to go, for good or to come `again`. Asking twice changes only what follows."""
         if self.state in WORKING:

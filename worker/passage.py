@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable, Iterator
 
 from mikkoo.common.errors import DatabaseError, EventError, Stopping
-from mikkoo.common.pgq import Batch, Reader
+from mikkoo.common.pgq import Batch, Opening, Reader, Stage
 from mikkoo.common.pulse import Pulse
 from mikkoo.worker.event import Event
+from mikkoo.worker.isolation import PROOF, Way
 from mikkoo.worker.outlet import Outlet
 from mikkoo.worker.settling import Settling
 from mikkoo.worker.translate import Translator
@@ -42,15 +43,20 @@ class Passage:
         self._check_ownership = check_ownership
         self._taken = 0  # events that were read, and published or refused
         self._last: int | None = None  # the last of them, or the last that a former owner judged
+        self._stage = Stage.TOGETHER
 
-    def run(self, byte_budget: int, judged: int | None) -> None:
-        """Relay and settle the batch behind event `judged`, in slices of so many bytes.
+    def run(self, byte_budget: int, opening: Opening, way: Way, stretch: int) -> None:
+        """Relay and settle the batch as it was opened, in slices of so many bytes.
 
-        A stop drains what is in flight and saves how far the batch has got; then Stopping is raised.
+        Unless `way` is TOGETHER the first `stretch` events one at a time. A stop drains what is in flight and
+        saves how far the batch has got; then Stopping is raised.
         """
-        self._last = judged
+        self._last = opening.last_event_id
         try:
-            self._publish(byte_budget)
+            if way is Way.BURY:
+                self._last = self._settling.bury_killer(opening) or self._last
+            if way is Way.TOGETHER or not self._publish_alone(stretch):
+                self._publish(byte_budget)
             self._settling.finish()
         except Stopping:
             self._save_at_stop()
@@ -65,18 +71,8 @@ class Passage:
 
     def _publish(self, byte_budget: int) -> None:
         """Return when every event is judged."""
-        translate, publish = self._translate, self._outlet.publish
         for event in self._events(byte_budget):
-            if event.retry is not None:
-                self._settling.came_back(event)
-            try:
-                if event.left_out is not None:
-                    raise _left_out(event.left_out)
-                publish(event, translate(event))
-            except EventError as error:
-                self._settling.add([Failure(event, Kind.UNTRANSLATABLE, 0, str(error), error.permanent)])
-            self._last = event.id
-            self._taken += 1
+            self._take(event)
             if not self._taken % CHECK_EVERY:
                 self._stop_if_asked()
                 self.save_if_due()
@@ -85,6 +81,43 @@ class Passage:
                     self.save_if_due()
         self._outlet.drain()
         self._settling.add(self._outlet.take_failures())
+
+    def _publish_alone(self, stretch: int) -> bool:
+        """Return when so many events are judged, or all (True), each alone.
+
+        What is saved before an event is read tells the next process which one it was, if this one ends by it.
+        """
+        self._stage = Stage.ALONE
+        self._save(self._taken)
+        proven, last = self._taken + PROOF, self._taken + stretch
+        for event in self._events(0):
+            self._take(event)
+            self._outlet.drain()
+            self._settling.add(self._outlet.take_failures())
+            if self._taken >= last:
+                self._stage = Stage.TOGETHER
+            self._save(self._taken)
+            self._stop_if_asked()
+            if self._taken == proven:
+                self._pulse.recovered()
+            if self._taken >= last:
+                return False
+        if self._taken < proven:  # a small batch
+            self._pulse.recovered()
+        return True
+
+    def _take(self, event: Event) -> None:
+        """Publish an event, or judge it here where it can be no message."""
+        if event.retry is not None:
+            self._settling.came_back(event)
+        try:
+            if event.left_out is not None:
+                raise _left_out(event.left_out)
+            self._outlet.publish(event, self._translate(event))
+        except EventError as error:
+            self._settling.add([Failure(event, Kind.UNTRANSLATABLE, 0, str(error), error.permanent)])
+        self._last = event.id
+        self._taken += 1
 
     def _events(self, byte_budget: int) -> Iterator[Event]:
         """The events, a slice in memory at a time; survives a reading transaction that was ended.
@@ -115,11 +148,10 @@ class Passage:
 
     def _save(self, judged: int) -> None:
         oldest = self._outlet.oldest()
-        last = self._last if oldest is None else oldest - 1
-        if last is not None:
-            self._settling.save(last, judged)
+        self._settling.save(self._last if oldest is None else oldest - 1, judged, self._stage)
 
     def _save_at_stop(self) -> None:
+        self._stage = Stage.STOPPED
         with self._pulse.last_act(LAST_ACT):
             try:
                 self._settling.add(self._outlet.take_failures())

@@ -14,15 +14,17 @@ from mikkoo.common import metrics as names
 from mikkoo.common.backoff import Backoff
 from mikkoo.common.errors import DatabaseError, DatabaseLost, Fenced, Stopping
 from mikkoo.common.metrics import Metrics
-from mikkoo.common.pgq import FUTURE_TICK, SCHEMA_VERSION, Batch, Consumer, Reader
+from mikkoo.common.pgq import FUTURE_TICK, SCHEMA_VERSION, Batch, Consumer, Opening, Pending, Reader
 from mikkoo.common.postgres import Backend, Session
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
+from mikkoo.worker import isolation
+from mikkoo.worker.gauges import Gauges
 from mikkoo.worker.identity import origin
 from mikkoo.worker.outlet import Outlet
 from mikkoo.worker.passage import Passage
 from mikkoo.worker.settling import Settling
-from mikkoo.worker.translate import Translator
+from mikkoo.worker.translate import DeduplicatingTranslator, Translator
 
 LOGGER = logging.getLogger('mikkoo.worker')
 
@@ -32,7 +34,6 @@ READER_PATIENCE = 5.0  # seconds without a confirm after which the reading trans
 OWNER_CHECK = 5.0  # seconds between looks at whether the lock is still ours, in the middle of a batch
 WARNING_INTERVAL = 60.0  # seconds between two log lines of one kind about what was ignored in events
 MOVED_AT_ONCE = 10_000  # mikkoo.move_retries() moves no more in one call
-PENDING_INTERVAL = 5.0  # seconds between looks at how far behind the consumer is
 
 
 class Relay:
@@ -43,6 +44,7 @@ class Relay:
         self._pulse = pulse
         self._metrics = metrics
         self._backoff = Backoff(first=0.5, most=30.0)
+        self._gauges = Gauges(metrics)
         self._outlet = Outlet(settings, pulse, metrics, self._on_idle)
         self._control: Session | None = None
         self._consumer: Consumer | None = None
@@ -50,8 +52,9 @@ class Relay:
         self._former: list[Backend] = []  # of the sessions that were dropped
         self._translate: Translator | None = None
         self._passage: Passage | None = None  # of the batch in hand
+        self._opened: Batch | None = None  # the last one that this process opened
         self._due: deque[float] = deque()  # when our retries are due, monotonic
-        self._checked_at = self._pending_at = float('-inf')
+        self._checked_at = float('-inf')
         self._warned_at: dict[str, float] = {}
         self._origin = origin()
         self.retired = False
@@ -118,7 +121,8 @@ class Relay:
         assert self._control is not None
         row = self._control.one('select current_database()')
         assert row is not None
-        return Translator(
+        kind = DeduplicatingTranslator if self._settings.deduplication_header else Translator
+        return kind(
             database=row[0],
             queue=self._settings.queue,
             origin=self._origin,
@@ -145,7 +149,9 @@ class Relay:
         assert self._consumer is not None
         self._move_retries()
         batch = self._consumer.next_batch()
-        self._look_at_pending()
+        pending = self._gauges.look(self._consumer)
+        if pending is not None and pending.lag < -FUTURE_TICK:
+            self._force_tick(self._consumer, pending)
         if batch is None:
             self._await_tick()
         else:
@@ -155,16 +161,29 @@ class Relay:
 
     def _relay(self, batch: Batch) -> None:
         assert self._consumer is not None and self._reader is not None and self._translate is not None
+        survived, self._opened = self._opened == batch, batch
+        opening = self._consumer.open(batch, survived)
+        way = self._way(opening, survived)
         settling = Settling(self._consumer, batch, self._settings, self._metrics, self._pulse)
         self._passage = Passage(
             batch, self._reader, self._translate, self._outlet, settling, self._pulse, self._check_ownership
         )
+        stretch = isolation.stretch(self._settings.confirm_window)
         try:
-            self._passage.run(self._settings.window_bytes // 2, self._consumer.progress(batch))
+            self._passage.run(self._settings.window_bytes // 2, opening, way, stretch)
         finally:
             self._passage = None
             if settling.retried:
                 self._due.append(time.monotonic() + self._settings.retry_delay)
+            if settling.buried:
+                self._gauges.buried()
+
+    def _way(self, opening: Opening, survived: bool) -> isolation.Way:
+        way = isolation.way(opening, survived)
+        if way is not isolation.Way.TOGETHER:
+            say = 'queue %s: its process ended, %d running without progress: one event at a time for now'
+            LOGGER.warning(say, self._settings.queue, isolation.ends(opening))
+        return way
 
     def _await_tick(self) -> None:
         """Until a tick is announced, a retry is due, the link has news, or wait_duration is over."""
@@ -192,19 +211,11 @@ class Relay:
             if self._consumer.move_retries() >= MOVED_AT_ONCE:
                 self._due.appendleft(time.monotonic())
 
-    def _look_at_pending(self) -> None:
-        assert self._consumer is not None
-        if time.monotonic() >= self._pending_at + PENDING_INTERVAL:
-            self._pending_at = time.monotonic()
-            pending = self._consumer.pending()
-            self._metrics.gauge(names.PENDING_EVENTS, pending.events)
-            self._metrics.gauge(names.LAG, pending.lag)
-            if pending.lag < -FUTURE_TICK:
-                say = (
-                    'queue %s: the last tick is %.0f s in the future, as the clock was set back: forcing one'
-                )
-                LOGGER.warning(say, self._settings.queue, -pending.lag)
-                self._consumer.force_tick()
+    def _force_tick(self, consumer: Consumer, pending: Pending) -> None:
+        """The ticker, which goes by the clock, would tick again only when that has caught up."""
+        say = 'queue %s: the last tick is %.0f s in the future, as the clock was set back: forcing one'
+        LOGGER.warning(say, self._settings.queue, -pending.lag)
+        consumer.force_tick()
 
     def _on_idle(self, silent: float) -> None:
         """While nothing is confirmed: show it, hold no snapshot, and see that the queue is still ours."""

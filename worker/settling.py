@@ -12,11 +12,12 @@ from mikkoo.common import metrics as names
 from mikkoo.common import reports
 from mikkoo.common.log_pipe import LOST
 from mikkoo.common.metrics import Metrics
-from mikkoo.common.pgq import Batch, Consumer, Dead, Retry
+from mikkoo.common.pgq import Batch, Consumer, Dead, Opening, Retry, Stage
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
+from mikkoo.worker import isolation
 from mikkoo.worker.event import Event
-from mikkoo.worker.verdict import Failure, Verdict, attempts, describe, judge
+from mikkoo.worker.verdict import Failure, Kind, Verdict, attempts, describe, judge
 
 LOGGER = logging.getLogger('mikkoo.worker')
 SAVE_EVERY = 1_900  # judged events; with what is in flight (1,000) a crash repeats less than 3,000
@@ -58,7 +59,7 @@ class Settling:
         self._told = 0
         self._saved_at = clock()
         self._saved_count = 0
-        self.retried = 0
+        self.retried = self.buried = 0
 
     def came_back(self, event: Event) -> None:
         """A retried event is on its way."""
@@ -89,16 +90,33 @@ class Settling:
             return False
         return judged >= self._saved_count + SAVE_EVERY or self._clock() >= self._saved_at + SAVE_INTERVAL
 
-    def save(self, last_event_id: int, judged: int) -> None:
-        """Every event up to this one is judged: commit their failures and that."""
-        retries, later_retries = _parted(self._retries, last_event_id)
-        dead, later_dead = _parted(self._dead, last_event_id)
-        recovered = [number for number in self._came_back if number <= last_event_id]
-        self._consumer.save(self._batch, last_event_id, retries, dead, recovered)
+    def save(self, last_event_id: int | None, judged: int, stage: Stage = Stage.TOGETHER) -> None:
+        """Every event up to this one is judged: commit their failures and that. None: none is."""
+        last = float('-inf') if last_event_id is None else last_event_id
+        retries, later_retries = _parted(self._retries, last)
+        dead, later_dead = _parted(self._dead, last)
+        recovered = [number for number in self._came_back if number <= last]
+        self._consumer.save(self._batch, last_event_id, retries, dead, recovered, stage)
         self._retries, self._dead = later_retries, later_dead
         self._came_back.difference_update(recovered)
         self._saved_at, self._saved_count = self._clock(), judged
         self._count(retries, dead)
+
+    def bury_killer(self, opening: Opening) -> int | None:
+        """The event over which a process ended that relayed it alone becomes a dead letter; its id.
+
+        It is not read here. None: no event is left, so it was none that ended the process.
+        """
+        code, reason = Kind.KILLS_WORKER.value, isolation.reason(opening)
+        ends = isolation.ends(opening)
+        buried = self._consumer.bury_next(self._batch, opening.last_event_id, ends, code, reason)
+        if buried is None:
+            return None
+        self._metrics.count(names.FAILED)
+        self._metrics.count(names.DEAD)
+        self.buried += 1
+        self._report(code, 1, *buried, reason)
+        return buried[0]
 
     def finish(self) -> None:
         """What is left, and the end of the batch, in one commit."""
@@ -112,24 +130,26 @@ class Settling:
     def _count(self, retries: list[Retry], dead: list[Dead]) -> None:
         self._metrics.count(names.RETRIED, len(retries))
         self._metrics.count(names.DEAD, len(dead))
+        self.buried += len(dead)
         kept = [*(one.row for one in self._retries), *(one.row for one in self._dead)]
         self._bytes = sum(_size(row) for row in kept)
         examples = {one.code: one for one in reversed(dead)}
         for code, count in Counter(one.code for one in dead).items():
-            self._report(code, count, examples[code])
+            example = examples[code]
+            self._report(code, count, example.row[0], example.attempts, example.reason)
 
-    def _report(self, code: str, count: int, example: Dead) -> None:
+    def _report(self, code: str, count: int, event_id: int, attempts: int, reason: str) -> None:
         """A line and a report for each reason, not each event: ten thousand are one report with a count."""
         queue = self._settings.queue
         say = 'queue %s: %d events are dead letters, %s: mikkood dead-letters list; event %d: %s'
-        LOGGER.error(say, queue, count, code, example.row[0], example.reason)
+        LOGGER.error(say, queue, count, code, event_id, reason)
         reports.message(
             f'queue {queue}: events are dead letters: {code}',
             'error',
             count=count,
-            event_id=example.row[0],
-            attempts=example.attempts,
-            reason=example.reason,
+            event_id=event_id,
+            attempts=attempts,
+            reason=reason,
         )
 
     def _retry(self, failure: Failure) -> None:
@@ -164,7 +184,7 @@ class Settling:
 T = TypeVar('T', Retry, Dead)
 
 
-def _parted(failed: list[T], last_event_id: int) -> tuple[list[T], list[T]]:
+def _parted(failed: list[T], last_event_id: float) -> tuple[list[T], list[T]]:
     """Those up to that event, and those behind it."""
     first = [one for one in failed if one.row[0] <= last_event_id]
     return first, [one for one in failed if one.row[0] > last_event_id]

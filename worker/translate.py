@@ -23,6 +23,8 @@ ROUTE_HEADERS = (
     'BCC',
 )  # more routing keys; arrays of texts, or RabbitMQ closes the channel
 
+DEDUPLICATION_HEADER = 'x-deduplication-header'  # of the plugin rabbitmq_message_deduplication
+
 UNKNOWN_PROPERTY = 'unknown_property'
 HEADERS_NOT_OBJECT = 'headers_not_object'
 
@@ -141,6 +143,16 @@ class Translator:
     def _warn(self, kind: str, text: str) -> None:
         if self._on_warning is not None:
             self._on_warning(kind, text)
+
+
+class DeduplicatingTranslator(Translator):
+    """Adds RabbitMQ's deduplication header, the message_id, where the event has no header of that name."""
+
+    def __call__(self, event: Event) -> Message:
+        message = super().__call__(event)
+        properties = message.properties
+        properties['headers'].setdefault(DEDUPLICATION_HEADER, properties['message_id'])
+        return message
 
 
 def _name(field: str, text: str | None) -> str:

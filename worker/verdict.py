@@ -15,6 +15,7 @@ class Kind(Enum):
     RETURNED = 'returned'  # the broker found no queue for it (Basic.Return)
     REFUSED = 'refused'  # the broker closed the channel over it, or would have
     NACKED = 'nacked'  # the broker rejected it while it took others to the same exchange
+    KILLS_WORKER = 'kills_worker'  # a process ended while it relayed this event alone
 
 
 class Failure(NamedTuple):

@@ -37,7 +37,10 @@ def enter(settings: WorkerSettings, telemetry: Telemetry, end: socket.socket) ->
 
 
 class Worker:
-    """A relay as a process. `states`, `logs`: what it has told so far; `numbers`: its last report."""
+    """A relay as a process.
+
+    `states`, `logs`, `recovered` (times): what it has told so far; `numbers`: its last report.
+    """
 
     def __init__(self, settings: WorkerSettings, telemetry: Telemetry | None = None) -> None:
         parent, child = Pipe.pair()
@@ -45,6 +48,7 @@ class Worker:
         self.states: list[tuple[str, str]] = []
         self.logs: list[dict[str, Any]] = []
         self.numbers: dict[str, Any] = {}
+        self.recovered = 0
         telemetry = telemetry or Telemetry(levels={'mikkoo': 20})
         self.process = SPAWN.Process(target=enter, args=(settings, telemetry, child))
         self.process.start()
@@ -75,6 +79,8 @@ class Worker:
                 self.logs.append(message)
             elif message['kind'] == 'report':
                 self.numbers = message
+            elif message['kind'] == 'recovered':
+                self.recovered += 1
 
     def log_lines(self) -> list[str]:
         self.hear()

@@ -626,26 +626,41 @@ def test_two_runs_at_once(make_database: Callable[..., Database]) -> None:
     assert database.execute('select version from mikkoo.schema_version order by 1') == versions
 
 
-def test_it_upgrades_version_1(make_database: Callable[..., Database]) -> None:
-    """Version 1 is version 2 without the tables that keep things; what was recorded stays."""
+TO_VERSION = {
+    1: """drop table mikkoo.dead_letter, mikkoo.failing_event, mikkoo.batch_progress;
+        delete from mikkoo.schema_version where version > 1""",
+    2: """drop table mikkoo.batch_progress;
+        create table mikkoo.batch_progress (
+            queue text not null, consumer text not null, batch_id bigint not null, tick_id bigint not null,
+            previous_tick_id bigint not null, tick_time timestamptz not null, last_event_id bigint not null,
+            saved_at timestamptz not null default now(),
+            constraint batch_progress_pkey primary key (queue, consumer));
+        insert into mikkoo.batch_progress values ('q', 'mikkoo', 1, 2, 1, '2026-11-22 10:00:00+00', 7);
+        delete from mikkoo.schema_version where version > 2""",
+}
+
+
+@pytest.mark.parametrize('version', TO_VERSION)
+def test_it_upgrades_older_versions(make_database: Callable[..., Database], version: int) -> None:
+    """Version 1 has no tables that keep things, version 2 counts no openings; what was recorded stays."""
     database, fresh = make_database(), make_database()
-    database.execute(
-        'drop table mikkoo.dead_letter, mikkoo.failing_event, mikkoo.batch_progress;'
-        'delete from mikkoo.schema_version where version > 1'
-    )
+    database.execute(TO_VERSION[version])
     number = str(uuid.uuid4())
     database.execute(NEW_RECORD, (number, 7, 'q', 'ex', 'key', 'body', None, None, None))
     kept = 'select a::text from mikkoo.audit a union all select v::text from mikkoo.schema_version v'
     before = database.execute(kept)
     assert install(database) == ''
     after = database.execute(kept)
-    assert after[: len(before)] == before and len(after) == len(before) + 1
+    assert after[: len(before)] == before
+    assert len(after) == len(before) + pgq.SCHEMA_VERSION - version
     assert definitions(database) == definitions(fresh)
     database.execute(BURY, ('q', 'mikkoo', 1))
     again = definitions(database)
     assert install(database) == ''
     assert definitions(database) == again
     assert database.execute('select count(*) from mikkoo.dead_letter') == [(1,)]
+    progress = 'select batch_id, last_event_id, attempts, alone from mikkoo.batch_progress'
+    assert database.execute(progress) == ([(1, 7, 0, False)] if version > 1 else [])
 
 
 def definitions(database: Database) -> list[tuple[object, ...]]:

@@ -120,6 +120,13 @@ def test_a_mikkoo_sql_without_dead_letters(worker: WorkerSettings, database: Dat
     assert probe.text.startswith('version 1,') and 'dead letters cannot be kept' in probe.text
 
 
+def test_a_mikkoo_sql_that_does_not_isolate(worker: WorkerSettings, database: Database) -> None:
+    database.execute('delete from mikkoo.schema_version where version > 2')
+    probe = only(probed(worker), 'mikkoo.sql')
+    assert probe.outcome == 'warn' and probe.text.startswith('version 2,')
+    assert probe.text.endswith('events that end their worker are not set apart')
+
+
 def test_a_queue_that_is_not_there(worker: WorkerSettings, database: Database) -> None:
     probe = only(probed(replace(worker, queue="invoice's")), 'queue')
     assert probe.outcome == 'failed' and "'invoices'" in probe.remedy

@@ -381,3 +381,13 @@ def test_the_broker_shows_who_is_connected(scene: Scene) -> None:
         listed = scene.rabbitmq.ctl('list_connections', 'vhost', 'client_properties')
         (line,) = [line for line in listed.splitlines() if scene.vhost in line and 'mikkoo test' in line]
         assert '"events"' in line or 'events' in line
+
+
+def test_the_deduplication_header_where_it_is_wanted(scene: Scene) -> None:
+    with Worker(scene.settings(deduplication_header=True)) as worker:
+        worker.await_state('running')
+        scene.insert(['good.key'] * 3)
+        scene.insert(['good.key'], properties='{"headers": {"x-deduplication-header": "mine"}}')
+        scene.await_settled()
+        found = [(p.message_id, p.headers['x-deduplication-header']) for _, p, _ in scene.take()]
+        assert [header for _, header in found] == [*(number for number, _ in found[:3]), 'mine']

@@ -16,7 +16,7 @@ CHILD: dict[str, Any] = {
     'name': 'invoices', 'kind': 'worker', 'queue': 'invoices', 'consumer': 'mikkoo', 'pid': 77,
     'state': 'RUNNING', 'reason': '', 'restarts': 0, 'last_exit': None,
     'since': 61.4, 'waits': 'a tick', 'beat_age': 0.1,
-    'numbers': {'processed': 1234567, 'failed': 2, 'pending_events': 0},
+    'numbers': {'processed': 1234567, 'failed': 2, 'pending_events': 0, 'dead_letters': 3},
 }  # fmt: skip
 ANSWER: dict[str, Any] = {
     'state': 'running', 'pid': 42, 'version': '4.0.0', 'config': '/etc/mikkoo/mikkoo.yml', 'uptime': 7325,
@@ -35,7 +35,7 @@ def test_a_running_daemon(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[1] == 'configuration: /etc/mikkoo/mikkoo.yml'
     assert lines[2].split()[:5] == ['WORKER', 'QUEUE', 'STATE', 'PID', 'FOR']
     assert lines[3].split() == [
-        'invoices', 'invoices', 'RUNNING', '77', '1', 'min', '1', 's', '1,234,567', '2', '0', 'a', 'tick'
+        'invoices', 'invoices', 'RUNNING', '77', '1', 'min', '1', 's', '1,234,567', '2', '0', '3', 'a', 'tick'
     ]  # fmt: skip
     assert len(lines) == 4
 
@@ -79,7 +79,7 @@ def test_a_child_that_never_reported(capsys: pytest.CaptureFixture[str]) -> None
         capsys, children=[{**CHILD, 'pid': None, 'state': 'FATAL', 'numbers': {}, 'reason': 'no login\nmore'}]
     )
     assert out.splitlines()[3].split() == [
-        'invoices', 'invoices', 'FATAL', '-', '1', 'min', '1', 's', '-', '-', '-', 'no', 'login'
+        'invoices', 'invoices', 'FATAL', '-', '1', 'min', '1', 's', '-', '-', '-', '-', 'no', 'login'
     ]  # fmt: skip
 
 

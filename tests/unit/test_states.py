@@ -252,3 +252,15 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
+
+
+def test_who_got_past_what_ended_its_forerunners_has_a_clean_record() -> None:
+    life = running()
+    for _ in range(POLICY.most_failures - 1):
+        life, _ = life.exited(-signal.SIGABRT, life.started)
+        life, _ = life.passed(life.due)
+    assert life.failures == POLICY.most_failures - 1
+    life, action = life.recovered()
+    assert (life.failures, life.state, action) == (0, State.STARTING, Action.NONE)
+    life, _ = life.exited(-signal.SIGABRT, life.started)
+    assert life.state is State.BACKOFF and life.due - life.started == POLICY.first_delay

@@ -16,7 +16,7 @@ from mikkoo.common.errors import EventError
 from mikkoo.worker.event import Event, Message
 from mikkoo.worker.frames import encoder
 from mikkoo.worker.identity import NAMESPACE
-from mikkoo.worker.translate import HEADERS_NOT_OBJECT, UNKNOWN_PROPERTY, Translator
+from mikkoo.worker.translate import HEADERS_NOT_OBJECT, UNKNOWN_PROPERTY, DeduplicatingTranslator, Translator
 
 EV_TIME = datetime(2017, 2, 23, 6, 17, 14, 471682, tzinfo=UTC)
 EAST = timezone(timedelta(hours=2))
@@ -381,3 +381,14 @@ def test_every_time_is_carried_exactly(times: list[datetime]) -> None:
         headers = translator(event(time=time)).properties['headers']
         assert re.fullmatch(r'\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}\+00:00', headers['timestamp'])
         assert datetime.fromisoformat(headers['timestamp']) == time
+
+
+def test_the_deduplication_header_is_the_message_id() -> None:
+    dedup = DeduplicatingTranslator(**WHERE)
+    message = dedup(event())
+    assert own_headers(message) == {'x-deduplication-header': message.properties['message_id']}
+    given = dedup(event(extra3='{"message_id": "mine"}', extra4='{"a": 1}'))
+    assert own_headers(given) == {'a': 1, 'x-deduplication-header': 'mine'}
+    own = dedup(event(extra4='{"x-deduplication-header": null}'))
+    assert own_headers(own) == {'x-deduplication-header': None}
+    assert 'x-deduplication-header' not in translate(event()).properties['headers']
