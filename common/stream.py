@@ -18,7 +18,8 @@ class Stream:
     """`push` from any thread; everything else by the one thread that polls the socket.
 
     `unsent`: bytes pushed that the kernel has not taken. `broken`: why writing failed, '' while it works;
-    what the peer said before can still be read. `ended`: it broke because the peer had ended it. `lock` guards writing and reading: OpenSSL must not do both.
+    what the peer said before can still be read. `ended`: it failed because the peer had ended the stream.
+    `lock` guards writing and reading: OpenSSL must not do both.
     """
 
     def __init__(self, sock: socket.socket, lock: threading.RLock) -> None:

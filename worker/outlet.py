@@ -13,14 +13,15 @@ from collections.abc import Callable
 from mikkoo.common import metrics as names
 from mikkoo.common.amqp import Link
 from mikkoo.common.backoff import Backoff
-from mikkoo.common.errors import BrokerError, Stopping
+from mikkoo.common.errors import BrokerError, BrokerLost, Stopping
 from mikkoo.common.metrics import Metrics
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
 from mikkoo.worker.event import Event, Message
 from mikkoo.worker.flights import Flight
 from mikkoo.worker.publisher import Publisher
-from mikkoo.worker.verdict import Failure
+from mikkoo.worker.suspicion import Suspicion
+from mikkoo.worker.verdict import Failure, Kind
 
 LOGGER = logging.getLogger('mikkoo.worker')
 
@@ -43,6 +44,8 @@ class Outlet:
         self._metrics = metrics
         self._idle = idle
         self._backoff = Backoff(first=0.5, most=30.0)
+        self._short = Backoff(first=1.5, most=1.5)  # while one message is suspected of ending links
+        self._suspicion = Suspicion()
         self._link: Link | None = None
         self._publisher: Publisher | None = None
         self._unjudged: list[Flight] = []
@@ -80,7 +83,12 @@ class Outlet:
             self.open()
         assert self._publisher is not None
         try:
-            self._publisher.publish(event, message)
+            if event.retry is not None and self._suspicion.knows(event.id):
+                self._suspicion.accuse()
+                self._publisher.publish_alone(event, message)
+                self._suspicion.clear()
+            else:
+                self._publisher.publish(event, message)
         except BrokerError as error:
             # It was taken: whatever was unjudged, this message too, goes over the next link.
             self._sit_out(error)
@@ -167,7 +175,12 @@ class Outlet:
             )
         flights, self._unjudged = self._unjudged, []
         self._metrics.count(names.REPEATS, len(flights))
-        self._publisher.resend(flights)
+        if self._suspicion.alone:
+            if flights:
+                self._publisher.resend_alone(flights)
+            self._suspicion.clear()
+        else:
+            self._publisher.resend(flights)
         return self._publisher
 
     def _identity(self) -> dict[str, str]:
@@ -181,20 +194,33 @@ class Outlet:
 
     def _lose(self, error: BrokerError) -> float:
         """Save what the dead publisher knows, and dispose of its link; seconds to wait before the next."""
+        backoff = self._backoff
         if self._publisher is not None:
+            self._publisher.hear_the_last()
             self.count()
             if self._publisher.delivered:
                 self._backoff.reset()
             self._failures += self._publisher.take_failures()
             self._unjudged = self._publisher.unjudged()
+            self._look_for_culprit(error, self._publisher)
+            backoff = self._short if self._suspicion.quick else backoff
         self._counted = NOTHING
         if self._link is not None:
             self._metrics.count(names.AMQP_LOST)
             self._link.dispose()
         self._link = self._publisher = None
-        delay = self._backoff.next()
+        delay = backoff.next()
         LOGGER.warning(
             'RabbitMQ is out: %s; %d messages wait; next attempt in %.1f s', error, len(self._unjudged), delay
         )
         self._pulse.state('paused', f'RabbitMQ: {error}')
         return delay
+
+    def _look_for_culprit(self, error: BrokerError, publisher: Publisher) -> None:
+        provoked = isinstance(error, BrokerLost) and error.provoked
+        convicted = self._suspicion.lost(publisher.loss(provoked))
+        for flight in [flight for flight in self._unjudged if flight.event.id == convicted]:
+            self._unjudged.remove(flight)
+            self._failures.append(
+                Failure(flight.event, Kind.KILLS_LINK, 0, f'with it alone in flight: {error}')
+            )

@@ -4,7 +4,7 @@ Delivered messages are only counted; failures are kept until `take_failures`. A 
 (a stop Stopping) out of any call; every message that was taken and not judged is then in `unjudged`, to be
 sent again.
 
-More lines than other files, because sending, hearing and isolating change one state together.
+Messages go many at once; one by one, `alone`, to find the one that closes the channel or ends the link.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 
-from mikkoo.common.amqp import Ack, ChannelClosed, Link, Nack, PublisherChannel, Returned, Signal, Synced
+from mikkoo.common.amqp import Ack, ChannelClosed, Link, Nack, Returned, Signal, Synced
 from mikkoo.common.errors import BrokerLost, EventError
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
 from mikkoo.worker.event import Event, Message
 from mikkoo.worker.exchanges import Exchanges, Refusal
-from mikkoo.worker.flights import Flight, Flights
-from mikkoo.worker.frames import encoder
+from mikkoo.worker.flights import Flight
+from mikkoo.worker.lane import CHUNK_MESSAGES, Lane
+from mikkoo.worker.probe import probe
 from mikkoo.worker.rejected import MOST_ROUNDS, Rejected
+from mikkoo.worker.suspicion import Loss
 from mikkoo.worker.verdict import Failure, Kind
 
-CHUNK_MESSAGES = 32  # in one write: fewer system calls, acks in bulk; 64 left the broker idle at times
-CHUNK_BYTES = 64 * 1024
 WAIT_SLICE = 1.0  # seconds between two looks at the clock while nothing happens
 
 
@@ -52,6 +52,7 @@ class Publisher:
         self._nacked = Rejected()
         self._progress_at = self._answer_due_from = time.monotonic()
         self.delivered = self.returned = self.nacked = self.repeated = self.alarms = 0
+        self.probed = False  # this link was seen to carry a message
         self._was_blocked = False
         self._unsent = 0
         self.last_delivered: Event | None = None
@@ -72,7 +73,8 @@ class Publisher:
         flight = Flight(event, message, len(data))
         self._start_clocks()
         if self._exchanges.known(message.exchange):
-            self._send(flight, data)
+            if self._lane.add(flight, data):
+                self._flush_chunk()
             self._make_room()
         else:
             self.resend([flight])
@@ -87,6 +89,22 @@ class Publisher:
                 self._send(*taken)
                 self._make_room()
 
+    def publish_alone(self, event: Event, message: Message) -> None:
+        """As `publish`, and return when it is judged: nothing else is on its way meanwhile."""
+        self.resend_alone([Flight(event, message, len(self._encode(message)))])
+
+    def resend_alone(self, flights: Iterable[Flight]) -> None:
+        """As `resend`, after a probe, each once the one before it is judged."""
+        self._start_clocks()
+        self._backlog.extend(flights)
+        self._flush()
+        self._lane.ask_for_sync()
+        while len(self._flights):
+            self._wait()
+        probe(self._link, self._pulse, self._confirm_timeout, self._check_progress)
+        self.probed = True
+        self._send_singly()
+
     def look(self) -> None:
         """While nothing is in flight: hear the broker. BrokerLost if it is gone."""
         self._absorb()
@@ -96,7 +114,7 @@ class Publisher:
         while True:
             self.resend(())
             self._flush()
-            self._ask_for_sync()
+            self._lane.ask_for_sync()
             if not self.in_flight:
                 return
             self._wait()
@@ -110,19 +128,33 @@ class Publisher:
         failures, self._failures = self._failures, []
         return failures
 
+    def hear_the_last(self) -> None:
+        """After a loss: take in what the broker had said before it."""
+        try:
+            while signals := self._lane.signals():
+                for signal in signals:
+                    if isinstance(signal, ChannelClosed):
+                        return
+                    self._hear(signal)
+        except BrokerLost:
+            return  # all is heard
+
+    def loss(self, provoked: bool) -> Loss:
+        """How this link ended."""
+        flights = self._flights.outstanding()
+        only = flights[0].event.id if len(flights) == 1 else None
+        answered = self.delivered + self.returned + self.nacked > 0
+        return Loss(provoked, answered, self.probed, len(flights), only)
+
     def unjudged(self) -> list[Flight]:
         """All that was taken and is not judged, in the order of the events."""
         flights = [*self._flights.outstanding(), *self._nacked.held(), *self._backlog]
         return sorted(flights, key=lambda flight: flight.event.id)
 
     def _open_channel(self) -> None:
-        self._flights = Flights()
-        self._chunk: list[bytes] = []
-        self._chunk_bytes = 0
-        self._sync_marks: deque[int] = deque()  # the last tag before each round trip that was asked for
-        self._synced_tag = 0
-        self._channel: PublisherChannel = self._link.publisher_channel(confirm=self._confirm)
-        self._encode = encoder(self._channel.number, self._link.frame_max)
+        self._lane = Lane(self._link, self._confirm)
+        self._flights = self._lane.flights
+        self._encode = self._lane.encode
 
     def _look_up(self, exchange: str) -> Refusal | None:
         while self._link.blocked is not None:  # it would answer only when that is over
@@ -151,37 +183,24 @@ class Publisher:
             return None
 
     def _send(self, flight: Flight, data: bytes) -> None:
-        self._flights.add(flight)
-        self._chunk.append(data)
-        self._chunk_bytes += len(data)
-        if len(self._chunk) >= CHUNK_MESSAGES or self._chunk_bytes >= CHUNK_BYTES:
-            self._flush()
-            if self._flights.last_tag - self._synced_tag >= self._window // 2:
-                self._ask_for_sync()
+        if self._lane.add(flight, data):
+            self._flush_chunk()
+
+    def _flush_chunk(self) -> None:
+        self._flush()
+        if self._lane.unsynced >= self._window // 2:
+            self._lane.ask_for_sync()
 
     def _flush(self) -> None:
         """Write the chunk and look, without waiting, at what the broker has said meanwhile."""
-        self._write()
+        self._lane.write()
         self._absorb()
-
-    def _write(self) -> None:
-        if self._chunk:
-            chunk, self._chunk, self._chunk_bytes = b''.join(self._chunk), [], 0
-            self._channel.send(chunk)
-
-    def _ask_for_sync(self) -> None:
-        """Without confirms: a round trip, whose answer follows the Return of all unroutable before it."""
-        if not self._confirm and self._flights.last_tag > self._synced_tag:
-            self._write()
-            self._synced_tag = self._flights.last_tag
-            self._sync_marks.append(self._synced_tag)
-            self._channel.sync()
 
     def _make_room(self) -> None:
         if self._outstanding() < self._window and self._bytes() < self._window_bytes:
             return
         self._flush()
-        self._ask_for_sync()
+        self._lane.ask_for_sync()
         # Not only until one fits: room for a chunk keeps the writes large.
         low = max(0, self._window - CHUNK_MESSAGES)
         while self._outstanding() > low or self._bytes() >= self._window_bytes:
@@ -235,7 +254,7 @@ class Publisher:
             self._hear(signal)
 
     def _signals(self) -> list[Signal]:
-        signals = self._channel.signals()
+        signals = self._lane.signals()
         if signals:
             self._answer_due_from = time.monotonic()
         return signals
@@ -248,11 +267,12 @@ class Publisher:
             self.nacked += len(rejected)
             self._nacked.add(rejected, time.monotonic())
         elif isinstance(signal, Synced):
-            self._judged(self._flights.take(self._sync_marks.popleft(), True))
+            self._judged(self._lane.synced())
         elif isinstance(signal, Returned) and not self._flights.mark_returned(*signal):
             raise BrokerLost(
                 'it returned a message that is not in flight: '
-                f'exchange {signal.exchange!r}, routing key {signal.routing_key!r}'
+                f'exchange {signal.exchange!r}, routing key {signal.routing_key!r}',
+                provoked=True,
             )
 
     def _judged(self, flights: list[Flight]) -> None:
@@ -277,7 +297,7 @@ class Publisher:
                 if taken is not None:
                     self._send(*taken)
         self._flush()
-        self._ask_for_sync()
+        self._lane.ask_for_sync()
 
     def _isolate(self) -> None:
         """The broker closed the channel over one message and tells not which: send the unjudged one by one.
@@ -290,17 +310,20 @@ class Publisher:
         self.repeated += len(self._backlog)
         self._exchanges.forget()
         self._open_channel()
+        self._send_singly()
+
+    def _send_singly(self) -> None:
         while self._backlog:
             taken = self._next_of_backlog()
             if taken is not None:
                 self._send_alone(*taken)
 
     def _send_alone(self, flight: Flight, data: bytes) -> None:
-        self._flights.add(flight)
-        self._channel.send(data)
-        self._ask_for_sync()
+        self._lane.add(flight, data)
+        self._lane.write()
+        self._lane.ask_for_sync()
         while len(self._flights):
-            self._pulse.wait('one confirm, after a closed channel', WAIT_SLICE, read=[self._link.fileno()])
+            self._pulse.wait('the confirm of a message sent alone', WAIT_SLICE, read=[self._link.fileno()])
             for signal in self._signals():
                 if isinstance(signal, ChannelClosed):
                     # While an alarm was waited for, rejected ones may have joined it.

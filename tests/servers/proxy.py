@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 Side = Literal['client', 'server']
 OTHER: dict[Side, Side] = {'client': 'server', 'server': 'client'}
@@ -57,6 +57,18 @@ class Proxy:
         """Let `count` more bytes of each present connection through one way, then cut it."""
         for pair in self._present():
             pair.limits[towards] = (count, reset)
+
+    def cut_on(self, pattern: bytes, towards: Side = 'server', *, reset: bool = True) -> None:
+        """Cut each connection, new ones too, when these bytes come one way: what is before them still passes.
+
+        b'' ends it. `cuts` counts them.
+        """
+        self._weather.trigger = _Trigger(pattern, towards, reset) if pattern else None
+
+    @property
+    def cuts(self) -> int:
+        """Connections that `cut_on` has ended."""
+        return self._weather.cuts
 
     def stall(self) -> None:
         """Forward nothing, either way, on present and new connections; nobody is told."""
@@ -119,6 +131,12 @@ class Proxy:
                 self._pairs.append(_Pair(client, server, self._weather))
 
 
+class _Trigger(NamedTuple):
+    pattern: bytes
+    towards: Side
+    reset: bool
+
+
 class _Weather:
     """What all connections of a proxy have in common."""
 
@@ -126,6 +144,8 @@ class _Weather:
         self.flowing = threading.Event()
         self.flowing.set()
         self.rate = 0.0  # bytes a second, 0 for no limit
+        self.trigger: _Trigger | None = None
+        self.cuts = 0
 
 
 class _Pair:
@@ -137,6 +157,7 @@ class _Pair:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._pumping = 2
+        self._passed: dict[Side, bytes] = {'client': b'', 'server': b''}  # the last bytes, for `cut_on`
         self.limits: dict[Side, tuple[int, bool]] = {}  # bytes still allowed, and then RST or FIN
         for end in self._ends.values():
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -198,6 +219,9 @@ class _Pair:
 
     def _forward(self, towards: Side, data: bytes) -> None:
         allowed, reset = self.limits.get(towards, (len(data) + 1, True))
+        trigger = self._weather.trigger
+        if trigger is not None and trigger.towards == towards:
+            allowed, reset = min(allowed, self._until(trigger.pattern, towards, data)), trigger.reset
         rest = memoryview(data)[:allowed]
         while rest and self._ready(towards, select.POLLOUT):
             rest = rest[self._ends[towards].send(rest) :]
@@ -205,6 +229,16 @@ class _Pair:
             self.limits[towards] = (allowed - len(data), reset)
         if allowed <= len(data):
             self.cut(reset)
+
+    def _until(self, pattern: bytes, towards: Side, data: bytes) -> int:
+        """How many of these bytes come before the pattern; more than there are where it is not among them."""
+        before = self._passed[towards]
+        found = (before + data).find(pattern)
+        self._passed[towards] = (before + data)[-(len(pattern) - 1) :] if len(pattern) > 1 else b''
+        if found < 0:
+            return len(data) + 1
+        self._weather.cuts += 1
+        return max(0, found - len(before))
 
     def _ready(self, side: Side, event: int) -> bool:
         """Wait until a socket can be read or written; False once the connection is cut."""
