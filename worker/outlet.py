@@ -20,6 +20,8 @@ from mikkoo.common.settings import WorkerSettings
 from mikkoo.worker.event import Event, Message
 from mikkoo.worker.flights import Flight
 from mikkoo.worker.publisher import Publisher
+from mikkoo.worker.routes import PutBack, Route, Routes
+from mikkoo.worker.routes import names as names_of
 from mikkoo.worker.suspicion import Suspicion
 from mikkoo.worker.verdict import Failure, Kind
 
@@ -37,7 +39,12 @@ class Outlet:
     """
 
     def __init__(
-        self, settings: WorkerSettings, pulse: Pulse, metrics: Metrics, idle: Callable[[float], None]
+        self,
+        settings: WorkerSettings,
+        pulse: Pulse,
+        metrics: Metrics,
+        idle: Callable[[float], None],
+        may_put_back: Callable[[Event], bool],
     ) -> None:
         self._settings = settings
         self._pulse = pulse
@@ -46,10 +53,13 @@ class Outlet:
         self._backoff = Backoff(first=0.5, most=30.0)
         self._short = Backoff(first=1.5, most=1.5)  # while one message is suspected of ending links
         self._suspicion = Suspicion()
+        self._routes = Routes(settings.retry_delay, may_put_back)
+        self._told_full: list[Route] = []
         self._link: Link | None = None
         self._publisher: Publisher | None = None
         self._unjudged: list[Flight] = []
         self._failures: list[Failure] = []
+        self._put_back: list[PutBack] = []
         self._counted = NOTHING
         self._out_since: float | None = None
 
@@ -69,6 +79,12 @@ class Outlet:
     @property
     def waiting_nacked(self) -> int:
         return self._publisher.waiting_nacked if self._publisher is not None else 0
+
+    @property
+    def full(self) -> str:
+        """What the broker rejects and is put back meanwhile; '' if nothing is."""
+        routes = self._routes.full(time.monotonic())
+        return f'RabbitMQ rejects messages for {names_of(routes)}: a queue is full' if routes else ''
 
     def open(self) -> None:
         """Return when there is a link, on which all that was unjudged has been sent again."""
@@ -111,6 +127,18 @@ class Outlet:
             failures += self._publisher.take_failures()
         return failures
 
+    def take_put_back(self) -> list[PutBack]:
+        """Events since the last call that go back to PgQ uncounted, as their queue is full."""
+        put_back, self._put_back = self._put_back, []
+        if self._publisher is not None:
+            put_back += self._publisher.take_put_back()
+        full = self._routes.full(time.monotonic()) if put_back or self._told_full else []
+        new = [route for route in full if route not in self._told_full]
+        if new:
+            LOGGER.warning('RabbitMQ rejects messages for %s: their events are put back', names_of(new))
+        self._told_full = full
+        return put_back
+
     def count(self) -> None:
         """Bring the metrics up to date with the publisher's counters."""
         publisher = self._publisher
@@ -139,7 +167,7 @@ class Outlet:
     def dispose(self) -> None:
         """Drop the link and all that is unjudged: the batch is not ours any more."""
         link, self._link, self._publisher = self._link, None, None
-        self._unjudged, self._failures, self._counted = [], [], NOTHING
+        self._unjudged, self._failures, self._put_back, self._counted = [], [], [], NOTHING
         if link is not None:
             link.dispose()
 
@@ -166,7 +194,7 @@ class Outlet:
     def _connected(self) -> Publisher:
         if self._publisher is None:
             self._link = Link.open(self._settings.rabbitmq, self._pulse, properties=self._identity())
-            self._publisher = Publisher(self._link, self._pulse, self._settings, self._idle)
+            self._publisher = Publisher(self._link, self._pulse, self._settings, self._routes, self._idle)
             self._metrics.count(names.AMQP_CONNECTED)
             LOGGER.info(
                 'connected to RabbitMQ at %s:%d, virtual host %s',
@@ -201,6 +229,7 @@ class Outlet:
             if self._publisher.delivered:
                 self._backoff.reset()
             self._failures += self._publisher.take_failures()
+            self._put_back += self._publisher.take_put_back()
             self._unjudged = self._publisher.unjudged()
             self._look_for_culprit(error, self._publisher)
             backoff = self._short if self._suspicion.quick else backoff

@@ -58,7 +58,7 @@ class Passage:
 
     def save_if_due(self) -> None:
         """Commit the judged prefix of the batch, the events before the oldest unjudged, if it is time."""
-        self._settling.add(self._outlet.take_failures())
+        self._collect()
         judged = self._taken - self._outlet.in_flight
         if self._settling.is_due(judged):
             self._save(judged)
@@ -84,7 +84,11 @@ class Passage:
                     self._outlet.drain()
                     self.save_if_due()
         self._outlet.drain()
+        self._collect()
+
+    def _collect(self) -> None:
         self._settling.add(self._outlet.take_failures())
+        self._settling.put_back(self._outlet.take_put_back())
 
     def _events(self, byte_budget: int) -> Iterator[Event]:
         """The events, a slice in memory at a time; survives a reading transaction that was ended.
@@ -102,7 +106,7 @@ class Passage:
                 break
             last = rows[-1][0]
             self._outlet.count()
-            self._pulse.state('running')
+            self._pulse.state('running', self._outlet.full)
             self._pulse.beat('the next slice')
             self._check_ownership()
             yield from map(Event._make, rows)
@@ -122,7 +126,7 @@ class Passage:
     def _save_at_stop(self) -> None:
         with self._pulse.last_act(LAST_ACT):
             try:
-                self._settling.add(self._outlet.take_failures())
+                self._collect()
                 self._save(self._taken)
             except (DatabaseError, Stopping) as error:
                 LOGGER.warning('progress is not saved, and events will be repeated: %s', error)

@@ -23,6 +23,7 @@ from mikkoo.worker.flights import Flight
 from mikkoo.worker.lane import CHUNK_MESSAGES, Lane
 from mikkoo.worker.probe import probe
 from mikkoo.worker.rejected import MOST_ROUNDS, Rejected
+from mikkoo.worker.routes import PutBack, Routes
 from mikkoo.worker.suspicion import Loss
 from mikkoo.worker.verdict import Failure, Kind
 
@@ -37,6 +38,7 @@ class Publisher:
         link: Link,
         pulse: Pulse,
         settings: WorkerSettings,
+        routes: Routes,
         idle: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._link = link
@@ -49,7 +51,8 @@ class Publisher:
         self._exchanges = Exchanges(self._look_up, settings.retry_delay)
         self._failures: list[Failure] = []
         self._backlog: deque[Flight] = deque()  # taken, to be sent
-        self._nacked = Rejected()
+        self._routes = routes
+        self._nacked = Rejected(routes)
         self._progress_at = self._answer_due_from = time.monotonic()
         self.delivered = self.returned = self.nacked = self.repeated = self.alarms = 0
         self.probed = False  # this link was seen to carry a message
@@ -71,6 +74,8 @@ class Publisher:
         """Send one message, once there is room. EventError: it cannot be encoded, and was not taken."""
         data = self._encode(message)
         flight = Flight(event, message, len(data))
+        if not self._routes.several:
+            self._routes.see(message)
         self._start_clocks()
         if self._exchanges.known(message.exchange):
             if self._lane.add(flight, data):
@@ -127,6 +132,10 @@ class Publisher:
         """Failures since the last call."""
         failures, self._failures = self._failures, []
         return failures
+
+    def take_put_back(self) -> list[PutBack]:
+        """Events since the last call that go back to PgQ, as their queue is full."""
+        return self._nacked.take_put_back()
 
     def hear_the_last(self) -> None:
         """After a loss: take in what the broker had said before it."""
@@ -277,7 +286,7 @@ class Publisher:
 
     def _judged(self, flights: list[Flight]) -> None:
         self._progress_at = time.monotonic()
-        self._nacked.passed(flights)
+        self._nacked.passed(flights, self._progress_at)
         for flight in flights:
             if flight.returned is None:
                 self.delivered += 1
@@ -287,7 +296,7 @@ class Publisher:
                 self._failures.append(Failure(flight.event, Kind.RETURNED, *flight.returned))
 
     def _resend_nacked(self) -> None:
-        again, failed = self._nacked.take()
+        again, failed = self._nacked.take(time.monotonic())
         self._backlog.extendleft(reversed(again))
         text = f'in {MOST_ROUNDS} sendings, while most others to its exchange were confirmed'
         self._failures += [Failure(flight.event, Kind.NACKED, 0, text) for flight in failed]

@@ -23,7 +23,7 @@ class Loss:
     """How a link ended that was established.
 
     `provoked`: what we sent may be why (BrokerLost). `answered`: a message was confirmed, returned or
-    rejected on it. `in_flight`: messages sent without an answer; `only`: the event's id where there was just one.
+    rejected on it. `in_flight`: messages sent without an answer; `only`: the event's id where there was one.
     """
 
     provoked: bool
