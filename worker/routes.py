@@ -73,6 +73,7 @@ class Routes:
             if state is not None:
                 state.roll(now)
                 state.passed += 1
+                state.taken = now
                 if now - state.last >= CALM:
                     del self._rejecting[route]
 
@@ -85,10 +86,10 @@ class Routes:
         if state is None or not self.several:
             return None
         state.roll(now)
-        full_for = now - state.since
-        if full_for < FULL_AFTER or not self._may_put_back(flight.event):
+        if now - state.since < FULL_AFTER or not self._may_put_back(flight.event):
             return None
-        return PutBack(flight.event, max(self._least_delay, min(MOST_DELAY, full_for)))
+        stuck_for = now - max(state.since, state.taken)
+        return PutBack(flight.event, max(self._least_delay, min(MOST_DELAY, stuck_for)))
 
     def full_at(self, message: Message) -> float:
         """When the route of this message is full, if it goes on so; infinity if nothing could be put back."""
@@ -110,12 +111,13 @@ class _Rejecting:
     """A route that has rejected a message. `since`: when it began to reject as much as it takes, or more.
 
     Single confirms do not end that: a full queue with a slow consumer has one for each message consumed.
+    `taken`: the last of them. `last`: the last rejection.
     """
 
-    __slots__ = ('last', 'passed', 'period', 'refused', 'since')
+    __slots__ = ('last', 'passed', 'period', 'refused', 'since', 'taken')
 
     def __init__(self, now: float) -> None:
-        self.since = self.period = self.last = now
+        self.since = self.taken = self.period = self.last = now
         self.passed = self.refused = 0
 
     def roll(self, now: float) -> None:
