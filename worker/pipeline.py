@@ -69,7 +69,7 @@ class Pipeline:
         """Send one message, once there is room. EventError: it cannot be encoded, and was not taken."""
         data = self._encode(message)
         flight = Flight(event, message, len(data))
-        if not self._routes.several:
+        if not self._routes.several and message.exchange != self._routes.exchange:
             self._routes.see(message)
         self._start_clocks()
         if self._exchanges.known(message.exchange):
@@ -104,7 +104,7 @@ class Pipeline:
             self._wait()
 
     def _start_clocks(self) -> None:
-        if not self.in_flight:  # until now nothing was due from the broker
+        if not self._flights and not self.in_flight:  # until now nothing was due from the broker
             self._progress_at = self._answer_due_from = time.monotonic()
 
     def take_failures(self) -> list[Failure]:

@@ -43,14 +43,16 @@ class Routes:
         self._least_delay = least_delay
         self._may_put_back = may_put_back
         self._first: Route | None = None
+        self.exchange: str | None = None  # the one of the first message, unless it is the default exchange
         self._rejecting: dict[Route, _Rejecting] = {}
         self.several = False
 
     def see(self, message: Message) -> None:
-        """A message is on its way; need not be called once there are `several`."""
+        """A message is on its way; need not be called for `exchange`, or once there are `several`."""
         route = route_of(message)
         if self._first is None:
             self._first = route
+            self.exchange = message.exchange or None
         self.several = self.several or route != self._first
 
     def rejected(self, message: Message, now: float) -> None:
