@@ -451,7 +451,7 @@ Returns how many; call it again if that is 10,000.';
     COMMENT ON COLUMN mikkoo.dead_letter.content_type IS 'AMQP property content_type (ev_extra2)';
     COMMENT ON COLUMN mikkoo.dead_letter.properties IS 'AMQP properties, a JSON object (ev_extra3)';
     COMMENT ON COLUMN mikkoo.dead_letter.headers IS 'AMQP headers, a JSON object (ev_extra4)';
-    COMMENT ON COLUMN mikkoo.dead_letter.reason_code IS 'untranslatable, returned, refused, nacked or kills_worker';
+    COMMENT ON COLUMN mikkoo.dead_letter.reason_code IS 'untranslatable, returned, refused, nacked, kills_link or kills_worker';
     COMMENT ON COLUMN mikkoo.dead_letter.reason IS 'What was wrong at the last attempt';
     COMMENT ON COLUMN mikkoo.dead_letter.first_failed_at IS 'When it failed first';
     COMMENT ON COLUMN mikkoo.dead_letter.last_failed_at IS 'When it failed last';

@@ -38,7 +38,7 @@ from mikkoo.common.bell import Bell
 from mikkoo.common.errors import BrokerError, BrokerLost, BrokerRefused
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import BrokerSettings
-from mikkoo.common.stream import Stream
+from mikkoo.common.stream import ENDED, Stream
 from mikkoo.common.tls import explain
 
 LOGGER = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ FRAME_MIN = 4096  # what every peer has to take: AMQP 0-9-1 section 4.2.3; with 
 LOGIN = 'PLAIN'  # the mechanism that rabbitpy uses, whatever is offered
 CHANNEL_MAX = 65_535
 MISSED_HEARTBEATS = 2  # intervals without a byte from the broker until the link is given up
+UNPROVOKED = frozenset({320, 403, 530})  # of an established link: forced by an operator, rights, virtual host
 TRANSIENT = frozenset({320, 506, 541})  # reply codes that speak of the broker's state, not of our request
 STAND_IN_URL = 'amqp://localhost'  # for rabbitpy's constructor; connect() has the real arguments
 # What pamqp raises for what is not AMQP.
@@ -219,9 +220,9 @@ class Transport(io.IO):
         except BrokerError as error:
             self.lose(error)
         except FrameError as error:
-            self.lose(BrokerLost(f'{self.place}: {error}'))
+            self.lose(self._ended(str(error), True))  # it may have garbled what it returned to us
         except OSError as error:
-            self.lose(BrokerLost(f'{self.place}: {error.strerror or error}'))
+            self.lose(self._ended(error.strerror or str(error), isinstance(error, ENDED)))
         except Exception as error:
             LOGGER.exception('%s: the I/O thread failed', self.place)
             self.lose(BrokerLost(f'{self.place}: the I/O thread failed: {error!r}'))
@@ -276,8 +277,10 @@ class Transport(io.IO):
                 if not data:
                     break
                 news = self._parse(data) or news
-            if data == b'' or (data is None and stream.broken):
-                raise BrokerLost(f'{self.place}: {stream.broken or "closed by the other side"}')
+            if data == b'':
+                raise self._ended(stream.broken or 'closed by the other side', True)
+            if data is None and stream.broken:
+                raise self._ended(stream.broken, stream.ended)
         finally:
             if news:
                 self._bell.ring()
@@ -347,8 +350,11 @@ class Transport(io.IO):
         self.transmit(pamqp.frame.marshal(commands.Connection.CloseOk(), 0))
         self._linger()
         if self._settled or code in TRANSIENT:
-            raise BrokerLost(f'{self.place}: the broker closed the connection: {code} {text}')
+            raise self._ended(f'the broker closed the connection: {code} {text}', code not in UNPROVOKED)
         raise BrokerRefused(f'{self.place}: refused by the broker: {code} {text}', code)
+
+    def _ended(self, reason: str, by_peer: bool) -> BrokerLost:
+        return BrokerLost(f'{self.place}: {reason}', provoked=by_peer and self._settled)
 
     def _linger(self) -> None:
         poller = select.poll()

@@ -79,7 +79,15 @@ class BrokerError(Outage):
 
 
 class BrokerLost(BrokerError):
-    """The link to RabbitMQ is gone, stalled, or could not be made."""
+    """The link to RabbitMQ is gone, stalled, or could not be made.
+
+    `provoked`: an established link was ended by the other side, or for what it sent: what we sent may be why.
+    False for silence, deadlines, our own end of it, and an operator's (connection-forced).
+    """
+
+    def __init__(self, message: str, *, provoked: bool = False) -> None:
+        super().__init__(message)
+        self.provoked = provoked
 
 
 class BrokerRefused(BrokerError):

@@ -53,6 +53,9 @@ class Metric:
 PROCESSED = Metric('processed', COUNTER, 'events', WORKER, 'confirmed by RabbitMQ')
 FAILED = Metric('failed', COUNTER, 'events', WORKER, 'failed attempts: returned, refused or not translatable')
 RETRIED = Metric('retried', COUNTER, 'events', WORKER, 'given back to PgQ to come again later')
+PUT_BACK = Metric(
+    'put_back', COUNTER, 'events', WORKER, 'given back to PgQ uncounted, as a full queue rejects them'
+)
 DEAD = Metric('dead', COUNTER, 'events', WORKER, 'given up: past `max_failures`, or beyond any cure')
 RETURNED = Metric('returned', COUNTER, 'events', WORKER, 'returned by RabbitMQ as unroutable')
 NACKED = Metric('nacked', COUNTER, 'events', WORKER, 'nacked by RabbitMQ, for instance by a full queue')

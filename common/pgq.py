@@ -108,10 +108,14 @@ PENDING = """
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """A failed event, as Reader gave it, and in how many seconds it is due again."""
+    """An event for later, as Reader gave it, and in how many seconds it is due again.
+
+    `counted`: its attempt counts (ev_retry), as it failed; else it comes as it is, see `may_put_back`.
+    """
 
     row: Row
     at: float
+    counted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +268,10 @@ class Consumer:
             self.keeper.save(batch, buried[0] if buried else after, Stage.TOGETHER)
         return buried
 
+    def may_put_back(self, row: Row) -> bool:
+        """Whether this event can be given back uncounted: only event_retry_raw does that."""
+        return self._has_raw() and _weight(row) <= RAW_LIMIT
+
     def move_retries(self) -> int:
         """Put retries that are due back into their queues, where mikkoo.sql is installed; how many."""
         if not may_move_retries(self._session):
@@ -305,32 +313,40 @@ class Consumer:
         if retries:
             self._retry(batch, retries)
         if self.keeps:
-            self.keeper.failed_first([retry.row for retry in retries if not retry.row[3]])
+            self.keeper.failed_first([one.row for one in retries if one.counted and not one.row[3]])
             self.keeper.bury(batch, dead, [_weight(one.row) > RAW_LIMIT for one in dead])
             self.keeper.recovered(recovered)
         elif dead:
             raise DatabaseError(f'queue "{self.queue}": nothing here keeps dead letters', '42P01')
 
     def _retry(self, batch: Batch, retries: Sequence[Retry]) -> None:
-        if self._raw is None:
-            self._raw = not lacking(self._session, RETRYING)
-        raw = [retry for retry in retries if self._raw and _weight(retry.row) <= RAW_LIMIT]
-        copied = [retry for retry in retries if not self._raw or _weight(retry.row) > RAW_LIMIT]
+        has_raw = self._has_raw()
+        raw = [retry for retry in retries if has_raw and _weight(retry.row) <= RAW_LIMIT]
+        copied = [retry for retry in retries if not has_raw or _weight(retry.row) > RAW_LIMIT]
         for start in range(0, len(raw), RAW_AT_ONCE):
             due = raw[start : start + RAW_AT_ONCE]
-            try:
-                self._retry_raw(due)
-            except DatabaseError as error:
-                if error.sqlstate != UNIQUE_VIOLATION:
-                    raise
-                copied += due  # one is in the retry queue already: event_retry takes no offence
+            if not self._retry_raw(due):
+                for retry in due:
+                    self._retry_raw([retry])  # False: it is in the retry queue already
         for retry in copied:
             self._call('event_retry', RETRY, batch.id, retry.row[0], retry.at)
 
-    def _retry_raw(self, retries: Sequence[Retry]) -> None:
-        columns = zip(*((retry.at, *_again(retry.row)) for retry in retries), strict=True)
-        with self._session.savepoint():
-            self._call('event_retry', RETRY_RAW, self.queue, self.name, *map(list, columns))
+    def _has_raw(self) -> bool:
+        if self._raw is None:
+            self._raw = not lacking(self._session, RETRYING)
+        return self._raw
+
+    def _retry_raw(self, retries: Sequence[Retry]) -> bool:
+        """False, and nothing is done: one of them is in the retry queue already."""
+        columns = zip(*((retry.at, *_again(retry)) for retry in retries), strict=True)
+        try:
+            with self._session.savepoint():
+                self._call('event_retry', RETRY_RAW, self.queue, self.name, *map(list, columns))
+        except DatabaseError as error:
+            if error.sqlstate != UNIQUE_VIOLATION:
+                raise
+            return False
+        return True
 
     def _call(self, call: str, sql: str, *args: object) -> list[Row]:
         with timed(self._observe, call):
@@ -350,9 +366,10 @@ def _weight(row: Row) -> float:
     return sum(len(text) for text in row[4 : COLUMNS - 1] if text)
 
 
-def _again(row: Row) -> Row:
+def _again(retry: Retry) -> Row:
     """event_retry_raw's arguments: ev_id, ev_time, the new ev_retry, and the texts."""
-    return (row[0], row[1], (row[3] or 0) + 1, *row[4 : COLUMNS - 1])
+    row = retry.row
+    return (row[0], row[1], (row[3] or 0) + 1 if retry.counted else row[3], *row[4 : COLUMNS - 1])
 
 
 def _finished(batch: Batch) -> Fenced:

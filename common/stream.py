@@ -14,12 +14,15 @@ from collections import deque
 READ_SIZE = 64 * 1024  # bytes read at once
 TLS_WRITE_SIZE = 16 * 1024  # one record; OpenSSL wants an interrupted write repeated with the very same bytes
 
+ENDED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)  # not the kernel's ETIMEDOUT
+
 
 class Stream:
     """`push` from any thread; everything else by the one thread that polls the socket.
 
     `unsent`: bytes pushed that the kernel has not taken. `broken`: why writing failed, '' while it works;
-    what the peer said before can still be read. `lock` guards writing and reading: OpenSSL must not do both.
+    what the peer said before can still be read. `ended`: it failed because the peer had ended the stream.
+    `lock` guards writing and reading: OpenSSL must not do both.
     """
 
     def __init__(self, sock: socket.socket, lock: threading.RLock) -> None:
@@ -30,6 +33,7 @@ class Stream:
         self._write_wants_read = self._read_wants_write = False  # TLS
         self.unsent = self.sent = self.received = 0
         self.broken = ''
+        self.ended = False
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -70,6 +74,7 @@ class Stream:
                 pass
             except OSError as error:
                 self.broken = error.strerror or str(error)
+                self.ended = isinstance(error, ENDED)
 
     def receive(self) -> bytes | None:
         """Bytes, b'' at the end of the stream, None when there are none now. Raises OSError, ssl.SSLError."""

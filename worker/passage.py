@@ -64,7 +64,7 @@ class Passage:
 
     def save_if_due(self) -> None:
         """Commit the judged prefix of the batch, the events before the oldest unjudged, if it is time."""
-        self._settling.add(self._outlet.take_failures())
+        self._collect()
         judged = self._taken - self._outlet.in_flight
         if self._settling.is_due(judged):
             self._save(judged)
@@ -80,7 +80,11 @@ class Passage:
                     self._outlet.drain()
                     self.save_if_due()
         self._outlet.drain()
+        self._collect()
+
+    def _collect(self) -> None:
         self._settling.add(self._outlet.take_failures())
+        self._settling.put_back(self._outlet.take_put_back())
 
     def _publish_alone(self, stretch: int) -> bool:
         """Return when so many events are judged, or all (True), each alone.
@@ -93,7 +97,7 @@ class Passage:
         for event in self._events(0):
             self._take(event)
             self._outlet.drain()
-            self._settling.add(self._outlet.take_failures())
+            self._collect()
             if self._taken >= last:
                 self._stage = Stage.TOGETHER
             self._save(self._taken)
@@ -135,7 +139,7 @@ class Passage:
                 break
             last = rows[-1][0]
             self._outlet.count()
-            self._pulse.state('running')
+            self._pulse.state('running', self._outlet.full)
             self._pulse.beat('the next slice')
             self._check_ownership()
             yield from map(Event._make, rows)
@@ -154,7 +158,7 @@ class Passage:
         self._stage = Stage.STOPPED
         with self._pulse.last_act(LAST_ACT):
             try:
-                self._settling.add(self._outlet.take_failures())
+                self._collect()
                 self._save(self._taken)
             except (DatabaseError, Stopping) as error:
                 LOGGER.warning('progress is not saved, and events will be repeated: %s', error)

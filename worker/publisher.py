@@ -1,283 +1,62 @@
-"""Keeps many messages in flight on one link, and learns of each what became of it.
+"""Publishes on one link, and finds the message over which the broker closes the channel or the link is lost.
 
-Delivered messages are only counted; failures are kept until `take_failures`. A lost link raises BrokerLost
-(a stop Stopping) out of any call; every message that was taken and not judged is then in `unjudged`, to be
-sent again.
-
-More lines than other files, because sending, hearing and isolating change one state together.
+Messages go many at once (`pipeline`); one at a time, `alone`, once there is something to find.
 """
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from mikkoo.common.amqp import Ack, ChannelClosed, Link, Nack, PublisherChannel, Returned, Signal, Synced
-from mikkoo.common.errors import BrokerLost, EventError
-from mikkoo.common.pulse import Pulse
-from mikkoo.common.settings import WorkerSettings
+from mikkoo.common.amqp import ChannelClosed
+from mikkoo.common.errors import BrokerLost
 from mikkoo.worker.event import Event, Message
 from mikkoo.worker.exchanges import Exchanges, Refusal
-from mikkoo.worker.flights import Flight, Flights
-from mikkoo.worker.frames import encoder
-from mikkoo.worker.rejected import MOST_ROUNDS, Rejected
+from mikkoo.worker.flights import Flight
+from mikkoo.worker.pipeline import WAIT_SLICE, Pipeline
+from mikkoo.worker.probe import probe
+from mikkoo.worker.suspicion import Loss
 from mikkoo.worker.verdict import Failure, Kind
 
-CHUNK_MESSAGES = 32  # in one write: fewer system calls, acks in bulk; 64 left the broker idle at times
-CHUNK_BYTES = 64 * 1024
-WAIT_SLICE = 1.0  # seconds between two looks at the clock while nothing happens
 
+class Publisher(Pipeline):
+    """A Pipeline that also sends messages alone."""
 
-class Publisher:
-    """Publishes on one link. `idle` is called with the seconds without progress, about once a second."""
+    probed = False  # this link was seen to carry a message
 
-    def __init__(
-        self,
-        link: Link,
-        pulse: Pulse,
-        settings: WorkerSettings,
-        idle: Callable[[float], None] = lambda _: None,
-    ) -> None:
-        self._link = link
-        self._pulse = pulse
-        self._confirm = settings.confirm
-        self._window = settings.confirm_window
-        self._window_bytes = settings.window_bytes // 2  # the other half is for slices read ahead
-        self._confirm_timeout = settings.confirm_timeout
-        self._idle = idle
-        self._exchanges = Exchanges(self._look_up, settings.retry_delay)
-        self._failures: list[Failure] = []
-        self._backlog: deque[Flight] = deque()  # taken, to be sent
-        self._nacked = Rejected()
-        self._progress_at = self._answer_due_from = time.monotonic()
-        self.delivered = self.returned = self.nacked = self.repeated = self.alarms = 0
-        self._was_blocked = False
-        self._undelivered = 0
-        self.last_delivered: Event | None = None
-        self._open_channel()
+    def publish_alone(self, event: Event, message: Message) -> None:
+        """As `publish`, and return when it is judged: nothing else is on its way meanwhile."""
+        self.resend_alone([Flight(event, message, len(self._encode(message)))])
 
-    @property
-    def in_flight(self) -> int:
-        return self._outstanding() + len(self._backlog)
-
-    @property
-    def waiting_nacked(self) -> int:
-        """Messages that the broker rejected and that will be sent again."""
-        return len(self._nacked)
-
-    def publish(self, event: Event, message: Message) -> None:
-        """Send one message, once there is room. EventError: it cannot be encoded, and was not taken."""
-        data = self._encode(message)
-        flight = Flight(event, message, len(data))
-        self._start_clocks()
-        if self._exchanges.known(message.exchange):
-            self._send(flight, data)
-            self._make_room()
-        else:
-            self.resend([flight])
-
-    def resend(self, flights: Iterable[Flight]) -> None:
-        """Take and send flights, such as what another link left unjudged."""
+    def resend_alone(self, flights: Iterable[Flight]) -> None:
+        """As `resend`, after a probe, each once the one before it is judged."""
         self._start_clocks()
         self._backlog.extend(flights)
-        while self._backlog:
-            taken = self._next_of_backlog()
-            if taken is not None:
-                self._send(*taken)
-                self._make_room()
-
-    def look(self) -> None:
-        """While nothing is in flight: hear the broker. BrokerLost if it is gone."""
-        self._absorb()
-
-    def drain(self) -> None:
-        """Return when every message is judged."""
-        while True:
-            self.resend(())
-            self._flush()
-            self._ask_for_sync()
-            if not self.in_flight:
-                return
+        self._flush()
+        self._lane.ask_for_sync()
+        while len(self._flights):
             self._wait()
+        probe(self._link, self._pulse, self._confirm_timeout, self._check_progress)
+        self.probed = True
+        self._send_singly()
 
-    def _start_clocks(self) -> None:
-        if not self.in_flight:  # until now nothing was due from the broker
-            self._progress_at = self._answer_due_from = time.monotonic()
-
-    def take_failures(self) -> list[Failure]:
-        """Failures since the last call."""
-        failures, self._failures = self._failures, []
-        return failures
-
-    def unjudged(self) -> list[Flight]:
-        """All that was taken and is not judged, in the order of the events."""
-        flights = [*self._flights.outstanding(), *self._nacked.held(), *self._backlog]
-        return sorted(flights, key=lambda flight: flight.event.id)
-
-    def _open_channel(self) -> None:
-        self._flights = Flights()
-        self._chunk: list[bytes] = []
-        self._chunk_bytes = 0
-        self._sync_marks: deque[int] = deque()  # the last tag before each round trip that was asked for
-        self._synced_tag = 0
-        self._channel: PublisherChannel = self._link.publisher_channel(confirm=self._confirm)
-        self._encode = encoder(self._channel.number, self._link.frame_max)
-
-    def _look_up(self, exchange: str) -> Refusal | None:
-        while self._link.blocked is not None:  # it would answer only when that is over
-            self._wait()
-        closed = self._link.exchange_exists(exchange)
-        return None if closed is None else Refusal(closed.code, closed.text)
-
-    def _next_of_backlog(self) -> tuple[Flight, bytes] | None:
-        """Take the next one, or judge it: refused by its exchange, or too large for this link's frames.
-
-        It leaves the backlog only after the exchange was looked up, which may lose the link.
-        """
-        flight = self._backlog[0]
-        refusal = self._exchanges.refusal(flight.message.exchange)
-        if not self._backlog or self._backlog[0] is not flight:
-            return None  # others came before it, or took it, while an alarm was waited for
-        self._backlog.popleft()
-        flight.returned = None
-        if refusal is not None:
-            self._failures.append(Failure(flight.event, Kind.REFUSED, *refusal))
-            return None
+    def hear_the_last(self) -> None:
+        """After a loss: take in what the broker had said before it."""
         try:
-            return flight, self._encode(flight.message)
-        except EventError as error:
-            self._failures.append(Failure(flight.event, Kind.UNTRANSLATABLE, 0, str(error), error.permanent))
-            return None
+            while signals := self._lane.signals():
+                for signal in signals:
+                    if isinstance(signal, ChannelClosed):
+                        return
+                    self._hear(signal)
+        except BrokerLost:
+            return  # all is heard
 
-    def _send(self, flight: Flight, data: bytes) -> None:
-        self._flights.add(flight)
-        self._chunk.append(data)
-        self._chunk_bytes += len(data)
-        if len(self._chunk) >= CHUNK_MESSAGES or self._chunk_bytes >= CHUNK_BYTES:
-            self._flush()
-            if self._flights.last_tag - self._synced_tag >= self._window // 2:
-                self._ask_for_sync()
-
-    def _flush(self) -> None:
-        """Write the chunk and look, without waiting, at what the broker has said meanwhile."""
-        self._write()
-        self._absorb()
-
-    def _write(self) -> None:
-        if self._chunk:
-            chunk, self._chunk, self._chunk_bytes = b''.join(self._chunk), [], 0
-            self._channel.send(chunk)
-
-    def _ask_for_sync(self) -> None:
-        """Without confirms: a round trip, whose answer follows the Return of all unroutable before it."""
-        if not self._confirm and self._flights.last_tag > self._synced_tag:
-            self._write()
-            self._synced_tag = self._flights.last_tag
-            self._sync_marks.append(self._synced_tag)
-            self._channel.sync()
-
-    def _make_room(self) -> None:
-        if self._outstanding() < self._window and self._bytes() < self._window_bytes:
-            return
-        self._flush()
-        self._ask_for_sync()
-        # Not only until one fits: room for a chunk keeps the writes large.
-        low = max(0, self._window - CHUNK_MESSAGES)
-        while self._outstanding() > low or self._bytes() >= self._window_bytes:
-            self._wait()
-
-    def _outstanding(self) -> int:
-        """What the broker owes an answer for or has rejected. Not the backlog: it waits for this room."""
-        return len(self._flights) + len(self._nacked)
-
-    def _bytes(self) -> int:
-        return self._flights.bytes + self._nacked.bytes
-
-    def _wait(self) -> None:
-        """Wait for news of what is in flight, for a time slice at most."""
-        if self._nacked and time.monotonic() >= self._nacked.due:
-            self._resend_nacked()
-        timeout = WAIT_SLICE
-        if self._nacked:
-            timeout = min(timeout, max(0.0, self._nacked.due - time.monotonic()))
-        self._pulse.wait(self._waits_for(), timeout, read=[self._link.fileno()])
-        self._absorb()
-        self._check_progress()
-
-    def _waits_for(self) -> str:
-        if self._link.blocked is not None:
-            return f'the broker, which is blocked: {self._link.blocked}'
-        if self._nacked:
-            return f'the broker to take {len(self._nacked)} messages that it rejected'
-        return f'{len(self._flights)} confirms'
-
-    def _check_progress(self) -> None:
-        now = time.monotonic()
-        blocked = self._link.blocked is not None
-        self.alarms += blocked and not self._was_blocked
-        self._was_blocked = blocked
-        if now - self._progress_at >= WAIT_SLICE:
-            self._idle(now - self._progress_at)
-        before, self._undelivered = self._undelivered, self._link.undelivered
-        if blocked or self._undelivered < before or not len(self._flights):
-            self._answer_due_from = now
-        elif now - self._answer_due_from > self._confirm_timeout:
-            raise BrokerLost(
-                f'no confirm for {self._confirm_timeout:g} s with {len(self._flights)} in flight'
-            )
-
-    def _absorb(self) -> None:
-        for signal in self._signals():
-            if isinstance(signal, ChannelClosed):
-                self._isolate()
-                return
-            self._hear(signal)
-
-    def _signals(self) -> list[Signal]:
-        signals = self._channel.signals()
-        if signals:
-            self._answer_due_from = time.monotonic()
-        return signals
-
-    def _hear(self, signal: Signal) -> None:
-        if isinstance(signal, Ack):
-            self._judged(self._flights.take(signal.tag, signal.multiple))
-        elif isinstance(signal, Nack):
-            rejected = self._flights.take(signal.tag, signal.multiple)
-            self.nacked += len(rejected)
-            self._nacked.add(rejected, time.monotonic())
-        elif isinstance(signal, Synced):
-            self._judged(self._flights.take(self._sync_marks.popleft(), True))
-        elif isinstance(signal, Returned) and not self._flights.mark_returned(*signal):
-            raise BrokerLost(
-                'it returned a message that is not in flight: '
-                f'exchange {signal.exchange!r}, routing key {signal.routing_key!r}'
-            )
-
-    def _judged(self, flights: list[Flight]) -> None:
-        self._progress_at = time.monotonic()
-        self._nacked.passed(flights)
-        for flight in flights:
-            if flight.returned is None:
-                self.delivered += 1
-                self.last_delivered = flight.event
-            else:
-                self.returned += 1
-                self._failures.append(Failure(flight.event, Kind.RETURNED, *flight.returned))
-
-    def _resend_nacked(self) -> None:
-        again, failed = self._nacked.take()
-        self._backlog.extendleft(reversed(again))
-        text = f'in {MOST_ROUNDS} sendings, while most others to its exchange were confirmed'
-        self._failures += [Failure(flight.event, Kind.NACKED, 0, text) for flight in failed]
-        for _ in again:
-            if self._backlog:  # a closed channel may have emptied it meanwhile
-                taken = self._next_of_backlog()
-                if taken is not None:
-                    self._send(*taken)
-        self._flush()
-        self._ask_for_sync()
+    def loss(self, provoked: bool) -> Loss:
+        """How this link ended."""
+        flights = self._flights.outstanding()
+        only = flights[0].event.id if len(flights) == 1 else None
+        answered = self.delivered + self.returned + self.nacked > 0
+        return Loss(provoked, answered, self.probed, len(flights), only)
 
     def _isolate(self) -> None:
         """The broker closed the channel over one message and tells not which: send the unjudged one by one.
@@ -290,18 +69,21 @@ class Publisher:
         self.repeated += len(self._backlog)
         self._exchanges.forget()
         self._open_channel()
+        self._send_singly()
+
+    def _send_singly(self) -> None:
         while self._backlog:
             taken = self._next_of_backlog()
             if taken is not None:
                 self._send_alone(*taken)
 
     def _send_alone(self, flight: Flight, data: bytes) -> None:
-        self._flights.add(flight)
-        self._channel.send(data)
-        self._ask_for_sync()
+        self._lane.add(flight, data)
+        self._lane.write()
+        self._lane.ask_for_sync()
         while len(self._flights):
-            self._pulse.wait('one confirm, after a closed channel', WAIT_SLICE, read=[self._link.fileno()])
-            for signal in self._signals():
+            self._pulse.wait('the confirm of a message sent alone', WAIT_SLICE, read=[self._link.fileno()])
+            for signal in self._lane.signals():
                 if isinstance(signal, ChannelClosed):
                     # While an alarm was waited for, rejected ones may have joined it.
                     if self._flights.outstanding() == [flight]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from heapq import heappop, heappush
 
 from mikkoo.common import metrics as names
 from mikkoo.common.backoff import Backoff
@@ -19,6 +19,7 @@ from mikkoo.common.postgres import Backend, Session
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
 from mikkoo.worker import isolation
+from mikkoo.worker.event import Event
 from mikkoo.worker.gauges import Gauges
 from mikkoo.worker.identity import origin
 from mikkoo.worker.outlet import Outlet
@@ -45,7 +46,7 @@ class Relay:
         self._metrics = metrics
         self._backoff = Backoff(first=0.5, most=30.0)
         self._gauges = Gauges(metrics)
-        self._outlet = Outlet(settings, pulse, metrics, self._on_idle)
+        self._outlet = Outlet(settings, pulse, metrics, self._on_idle, self._may_put_back)
         self._control: Session | None = None
         self._consumer: Consumer | None = None
         self._reader: Reader | None = None
@@ -53,7 +54,7 @@ class Relay:
         self._translate: Translator | None = None
         self._passage: Passage | None = None  # of the batch in hand
         self._opened: Batch | None = None  # the last one that this process opened
-        self._due: deque[float] = deque()  # when our retries are due, monotonic
+        self._due: list[float] = []  # when our retries are due, monotonic; a heap
         self._checked_at = float('-inf')
         self._warned_at: dict[str, float] = {}
         self._origin = origin()
@@ -101,7 +102,7 @@ class Relay:
         )
         self._consumer = consumer
         self._translate = self._translator()
-        self._due.append(time.monotonic())  # retries that a former owner left are moved at once
+        heappush(self._due, time.monotonic())  # retries that a former owner left are moved at once
         self._check_schema(consumer)
         LOGGER.info('relaying queue %s as consumer %s', settings.queue, settings.consumer_name)
 
@@ -145,7 +146,7 @@ class Relay:
     def _relay_next(self) -> None:
         """One turn: the next batch, or the wait for one."""
         self._outlet.open()
-        self._pulse.state('running')
+        self._pulse.state('running', self._outlet.full)
         assert self._consumer is not None
         self._move_retries()
         batch = self._consumer.next_batch()
@@ -173,8 +174,8 @@ class Relay:
             self._passage.run(self._settings.window_bytes // 2, opening, way, stretch)
         finally:
             self._passage = None
-            if settling.retried:
-                self._due.append(time.monotonic() + self._settings.retry_delay)
+            for due in settling.dues:
+                heappush(self._due, due)
             if settling.buried:
                 self._gauges.buried()
 
@@ -207,9 +208,9 @@ class Relay:
         assert self._consumer is not None
         if self._due and time.monotonic() >= self._due[0]:
             while self._due and time.monotonic() >= self._due[0]:
-                self._due.popleft()
+                heappop(self._due)
             if self._consumer.move_retries() >= MOVED_AT_ONCE:
-                self._due.appendleft(time.monotonic())
+                heappush(self._due, time.monotonic())
 
     def _force_tick(self, consumer: Consumer, pending: Pending) -> None:
         """The ticker, which goes by the clock, would tick again only when that has caught up."""
@@ -230,6 +231,9 @@ class Relay:
         self._check_ownership()
         if self._passage is not None:
             self._passage.save_if_due()
+
+    def _may_put_back(self, event: Event) -> bool:
+        return self._consumer is not None and self._consumer.may_put_back(event)
 
     def _check_ownership(self) -> None:
         now = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import WorkerSettings
 from mikkoo.worker import isolation
 from mikkoo.worker.event import Event
+from mikkoo.worker.routes import PutBack
 from mikkoo.worker.verdict import Failure, Kind, Verdict, attempts, describe, judge
 
 LOGGER = logging.getLogger('mikkoo.worker')
@@ -59,7 +61,8 @@ class Settling:
         self._told = 0
         self._saved_at = clock()
         self._saved_count = 0
-        self.retried = self.buried = 0
+        self.buried = 0
+        self.dues: set[float] = set()  # when what goes back to PgQ is due, by the clock, in whole seconds
 
     def came_back(self, event: Event) -> None:
         """A retried event is on its way."""
@@ -77,6 +80,13 @@ class Settling:
             else:
                 _give_up(failure, self._settings, self._pulse)
                 self._metrics.count(names.DEAD)
+
+    def put_back(self, events: Iterable[PutBack]) -> None:
+        """They go back to PgQ as they came: nobody's failure, and no attempt."""
+        for event, delay in events:
+            self._came_back.discard(event.id)
+            self._retries.append(Retry(event, delay, counted=False))
+            self._bytes += _size(event)
 
     def is_full(self) -> bool:
         """Whether failures take their share of memory, or more."""
@@ -128,7 +138,10 @@ class Settling:
             LOGGER.warning('%d more events of that batch of %s have failed', more, self._settings.queue)
 
     def _count(self, retries: list[Retry], dead: list[Dead]) -> None:
-        self._metrics.count(names.RETRIED, len(retries))
+        counted = sum(retry.counted for retry in retries)
+        self._metrics.count(names.RETRIED, counted)
+        self._metrics.count(names.PUT_BACK, len(retries) - counted)
+        self.dues.update(math.ceil(self._clock() + retry.at) for retry in retries)
         self._metrics.count(names.DEAD, len(dead))
         self.buried += len(dead)
         kept = [*(one.row for one in self._retries), *(one.row for one in self._dead)]
@@ -153,7 +166,6 @@ class Settling:
         )
 
     def _retry(self, failure: Failure) -> None:
-        self.retried += 1
         self._tell(failure, f'it is tried again in {self._settings.retry_delay:g} s')
         self._retries.append(Retry(failure.event, self._settings.retry_delay))
         self._bytes += _size(failure.event)

@@ -14,6 +14,7 @@ class Kind(Enum):
     UNTRANSLATABLE = 'untranslatable'  # it cannot become a message
     RETURNED = 'returned'  # the broker found no queue for it (Basic.Return)
     REFUSED = 'refused'  # the broker closed the channel over it, or would have
+    KILLS_LINK = 'kills_link'  # links were lost over it, time and again
     NACKED = 'nacked'  # the broker rejected it while it took others to the same exchange
     KILLS_WORKER = 'kills_worker'  # a process ended while it relayed this event alone
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import socket
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -73,7 +74,10 @@ def check(data: bytes, flags: int = SETTLED) -> None:
         inbox.syncs = 1 if flags & SYNCED else 0
         inbox.asked = ANSWERS[flags >> 6]
         try:
-            transport._parse(data)
+            with warnings.catch_warnings(
+                action='ignore', category=DeprecationWarning
+            ):  # pamqp's, of RecoverAsync
+                transport._parse(data)
         except (FrameError, BrokerError) as error:
             assert str(error)
         judge([signal for signal in inbox.signals if isinstance(signal, Ack | Nack | Returned)])

@@ -399,6 +399,48 @@ def test_what_is_in_the_retry_queue_already(relay: Relay, database: Database) ->
     assert relay.consumer.pending().batch is None
 
 
+def test_what_is_put_back_comes_again_as_it_was_and_no_attempt_is_counted(
+    relay: Relay, database: Database
+) -> None:
+    insert(database, 'a', 'b')
+    tick(database)
+    for count in (None, 1):  # fresh, then after a failure
+        for _ in range(2):
+            batch = relay.next_batch()
+            rows = relay.read(batch)
+            assert [(row[3], row[5]) for row in rows] == [(count, 'a'), (count, 'b')]
+            assert all(relay.consumer.may_put_back(row) for row in rows)
+            relay.consumer.settle(batch, [Retry(row, 0.0, counted=False) for row in rows])
+            assert relay.consumer.move_retries() == 2
+            tick(database)
+        noted = database.execute('select count(*) from mikkoo.failing_event')
+        assert noted == [(2 if count else 0,)], 'what has failed before is not forgotten, nor noted anew'
+        relay.relay(retry=lambda row: True)
+        assert relay.consumer.move_retries() == 2
+        tick(database)
+
+
+def test_of_what_is_put_back_one_is_in_the_retry_queue_already(relay: Relay, database: Database) -> None:
+    insert(database, 'a', 'b', 'c')
+    tick(database)
+    batch = relay.next_batch()
+    rows = relay.read(batch)
+    database.execute('select pgq.event_retry(%s, %s, 3600)', (batch.id, rows[1][0]))
+    relay.consumer.settle(batch, [Retry(row, 0.0, counted=False) for row in rows])
+    assert [row[1:] for row in retry_queue(database)] == [(None, 'a'), (1, 'b'), (None, 'c')]
+
+
+def test_what_only_the_server_can_copy_cannot_be_put_back(
+    relay: Relay, database: Database, open_relay: Callable[..., Relay]
+) -> None:
+    insert(database, 'x' * (pgq.RAW_LIMIT + 1), 'small')
+    tick(database)
+    large, small = relay.read(relay.next_batch())
+    assert [relay.consumer.may_put_back(row) for row in (large, small)] == [False, True]
+    revoke_raw(database)
+    assert not open_relay(relay.url).consumer.may_put_back(small)
+
+
 @pytest.mark.parametrize('granted', [True, False], ids=['event_retry_raw', 'event_retry'])
 def test_a_batch_that_somebody_else_finished_is_not_settled(
     relay: Relay, database: Database, granted: bool

@@ -28,6 +28,7 @@ def test_events_arrive_once_each_in_order(scene: Scene, confirm: bool) -> None:
         worker.await_state('running')
         scene.insert(['good.key'] * MANY)
         scene.await_settled()
+        scene.await_queued(MANY)  # without confirms the last may still be on their way to the queue
         assert bodies(scene) == list(range(1, MANY + 1))
 
 

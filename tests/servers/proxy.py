@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 Side = Literal['client', 'server']
 OTHER: dict[Side, Side] = {'client': 'server', 'server': 'client'}
@@ -65,6 +65,18 @@ class Proxy:
         """
         for pair in self._present():
             pair.questions = list(questions)
+
+    def cut_on(self, pattern: bytes, towards: Side = 'server', *, reset: bool = True) -> None:
+        """Cut each connection, new ones too, when these bytes come one way: what is before them still passes.
+
+        b'' ends it. `cuts` counts them.
+        """
+        self._weather.trigger = _Trigger(pattern, towards, reset) if pattern else None
+
+    @property
+    def cuts(self) -> int:
+        """Connections that `cut_on` has ended."""
+        return self._weather.cuts
 
     def stall(self) -> None:
         """Forward nothing, either way, on present and new connections; nobody is told."""
@@ -132,6 +144,12 @@ class Proxy:
                 self._pairs.append(_Pair(client, server, self._weather))
 
 
+class _Trigger(NamedTuple):
+    pattern: bytes
+    towards: Side
+    reset: bool
+
+
 class _Weather:
     """What all connections of a proxy have in common."""
 
@@ -139,6 +157,8 @@ class _Weather:
         self.flowing = threading.Event()
         self.flowing.set()
         self.rate = 0.0  # bytes a second, 0 for no limit
+        self.trigger: _Trigger | None = None
+        self.cuts = 0
 
 
 class _Pair:
@@ -150,6 +170,7 @@ class _Pair:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._pumping = 2
+        self._passed: dict[Side, bytes] = {'client': b'', 'server': b''}  # the last bytes, for `cut_on`
         self.limits: dict[Side, tuple[int, bool]] = {}  # bytes still allowed, and then RST or FIN
         self.questions: list[bytes] = []  # of which the last is to get no answer but RST
         self.held: set[Side] = set()  # the directions in which nothing moves any more
@@ -216,14 +237,28 @@ class _Pair:
             del self.questions[0]
             if not self.questions:
                 self.limits['client'] = (0, True)
-        allowed, reset = self.limits.get(towards, (len(data) + 1, True))
+        limit = self.limits.get(towards)  # one that is set meanwhile is for what comes next
+        allowed, reset = limit or (len(data) + 1, True)
+        trigger = self._weather.trigger
+        if trigger is not None and trigger.towards == towards:
+            allowed, reset = min(allowed, self._until(trigger.pattern, towards, data)), trigger.reset
         rest = memoryview(data)[:allowed]
         while rest and self._ready(towards, select.POLLOUT):
             rest = rest[self._ends[towards].send(rest) :]
-        if towards in self.limits:
+        if limit is not None:
             self.limits[towards] = (allowed - len(data), reset)
         if allowed <= len(data):
             self.cut(reset)
+
+    def _until(self, pattern: bytes, towards: Side, data: bytes) -> int:
+        """How many of these bytes come before the pattern; more than there are where it is not among them."""
+        before = self._passed[towards]
+        found = (before + data).find(pattern)
+        self._passed[towards] = (before + data)[-(len(pattern) - 1) :] if len(pattern) > 1 else b''
+        if found < 0:
+            return len(data) + 1
+        self._weather.cuts += 1
+        return max(0, found - len(before))
 
     def _ready(self, side: Side, event: int) -> bool:
         """Wait until a socket can be read or written; False once the connection is cut."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -395,6 +396,58 @@ def test_close_by_the_broker_is_answered_and_told(pulse: Pulse) -> None:
     with Peer(script) as peer:
         link = connect(peer, pulse)
         assert 'closed the connection: 320 CONNECTION_FORCED - bye' in loss(link, pulse)
+
+
+def closes(code: int) -> bytes:
+    return pamqp.frame.marshal(commands.Connection.Close(code, 'why', 0, 0), 0)
+
+
+@pytest.mark.parametrize(
+    ('words', 'reset', 'provoked'),
+    [
+        (b'', False, True),
+        (b'', True, True),
+        (closes(541), False, True),
+        (closes(501), False, True),
+        (closes(320), False, False),
+        (closes(403), False, False),
+        (closes(530), False, False),
+        (b'garbage', False, True),
+    ],
+)
+def test_a_loss_tells_whether_what_we_sent_may_be_why(
+    pulse: Pulse, words: bytes, reset: bool, provoked: bool
+) -> None:
+    def script(talk: Conversation) -> None:
+        talk.greet()
+        talk.open_channel()
+        talk.sock.sendall(words)
+        if reset:
+            talk.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+
+    with Peer(script) as peer:
+        link = connect(peer, pulse)
+        link.publisher_channel(confirm=False)
+        loss(link, pulse)
+        with pytest.raises(BrokerLost) as caught:
+            link.raise_if_lost()
+        assert caught.value.provoked is provoked
+
+
+def test_a_silent_peer_and_one_that_never_let_us_in_were_not_provoked(pulse: Pulse) -> None:
+    def silent(talk: Conversation) -> None:
+        talk.greet(heartbeat=1)
+        talk.wait_for_end()
+
+    with Peer(silent, lambda talk: None) as peer:
+        link = connect(peer, pulse)
+        assert 'silent' in loss(link, pulse)
+        with pytest.raises(BrokerLost) as caught:
+            link.raise_if_lost()
+        assert not caught.value.provoked
+        with pytest.raises(BrokerLost) as caught:
+            connect(peer, pulse)
+        assert not caught.value.provoked
 
 
 def test_signals_come_before_the_loss(pulse: Pulse) -> None:

@@ -21,6 +21,7 @@ from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import BrokerSettings, WorkerSettings
 from mikkoo.worker.event import Message
 from mikkoo.worker.publisher import Publisher
+from mikkoo.worker.routes import Routes
 from tests.unit.amqp_peer import Conversation, Peer, Script
 from tests.unit.test_amqp_link import nothing_is_left, pulse  # noqa: F401 - fixtures
 from tests.unit.test_flights import event
@@ -99,9 +100,8 @@ def work(port: int, patience: float = PATIENCE) -> Outcome:
 
 def relay(link: Link, own_pulse: Pulse, patience: float) -> tuple[BrokerError | None, int]:
     try:
-        publisher = Publisher(
-            link, own_pulse, WorkerSettings('w', 'q', 'host=none', confirm_timeout=patience)
-        )
+        settings = WorkerSettings('w', 'q', 'host=none', confirm_timeout=patience)
+        publisher = Publisher(link, own_pulse, settings, Routes(1.0, lambda event: False))
     except BrokerError as error:
         return error, 0
     taken, failed = 0, None

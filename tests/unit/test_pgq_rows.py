@@ -22,10 +22,24 @@ def test_another_consumer_has_another_key(queue: str, name: str) -> None:
     assert -(2**63) <= key < 2**63
 
 
-@pytest.mark.parametrize(('before', 'after'), [(None, 1), (0, 1), (1, 2), (9, 10)])
-def test_a_retry_is_counted(before: int | None, after: int) -> None:
+@pytest.mark.parametrize(
+    ('before', 'counted', 'after'),
+    [
+        (None, True, 1),
+        (0, True, 1),
+        (1, True, 2),
+        (9, True, 10),
+        (None, False, None),
+        (0, False, 0),
+        (9, False, 9),
+    ],
+)
+def test_a_retry_is_counted_unless_it_is_put_back(
+    before: int | None, counted: bool, after: int | None
+) -> None:
     row = (*ROW[:3], before, *ROW[4:])
-    assert pgq._again(row) == (7, ROW[1], after, 'key', 'body', 'ex', None, '{}', None)
+    again = pgq._again(pgq.Retry(row, 1.0, counted))
+    assert again == (7, ROW[1], after, 'key', 'body', 'ex', None, '{}', None)
 
 
 def test_the_weight_of_a_row() -> None:

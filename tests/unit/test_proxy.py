@@ -125,6 +125,25 @@ def test_cut_after_lets_so_many_bytes_through(proxy: Proxy, link: socket.socket,
     assert echo.received == b'hello1234567'
 
 
+def test_cut_on_cuts_where_the_pattern_begins_on_every_connection(
+    proxy: Proxy, link: socket.socket, echo: Echo
+) -> None:
+    proxy.cut_on(b'poison')
+    for count in (1, 2):
+        with socket.create_connection(('127.0.0.1', proxy.port), 5) as another:
+            another.sendall(b'12poi')
+            assert read(another, 5) == b'12poi'
+            another.sendall(b'son34')
+            with pytest.raises(ConnectionResetError):
+                another.recv(1)
+        assert proxy.cuts == count and echo.received == b'hello' + b'12poi' * count
+    link.sendall(b'fine')
+    assert read(link, 4) == b'fine'
+    proxy.cut_on(b'')
+    link.sendall(b'poison')
+    assert read(link, 6) == b'poison'
+
+
 def test_stall_holds_both_directions_until_resume(proxy: Proxy, link: socket.socket, echo: Echo) -> None:
     proxy.stall()
     link.sendall(b'later')

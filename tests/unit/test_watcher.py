@@ -70,7 +70,8 @@ def test_writes_during_a_stop_are_no_error(tmp_path: Path, caplog: pytest.LogCap
             watcher.watch([str(tmp_path / 'mikkoo.yml')])
             for _ in range(50):
                 file.write('a line\n')
-    assert caplog.record_tuples == []
+    # A Sentry client that another test left behind may still be trying.
+    assert [record for record in caplog.record_tuples if not record[0].startswith('urllib3')] == []
 
 
 def test_every_kind_of_edit_is_seen_one_after_the_other(watcher: Watcher, tmp_path: Path) -> None:
