@@ -34,7 +34,7 @@ class Exchanges:
         self._hold = hold
         self._clock = clock
         self._known = {''}
-        self._held: dict[str, tuple[float, Refusal]] = {}
+        self._held: dict[str, tuple[float, Refusal]] = {}  # those held longest come first
 
     def known(self, exchange: str) -> bool:
         """Whether it was looked up and may be published to."""
@@ -57,8 +57,12 @@ class Exchanges:
 
     def hold(self, exchange: str, refusal: Refusal) -> None:
         """Take nothing for it for `hold` seconds: the broker has just refused it."""
+        now = self._clock()
         self._known.discard(exchange)
-        self._held[exchange] = (self._clock() + self._hold, refusal)
+        self._held.pop(exchange, None)
+        self._held[exchange] = (now + self._hold, refusal)
+        while self._held[oldest := next(iter(self._held))][0] < now:  # each event may name another
+            del self._held[oldest]
 
     def forget(self) -> None:
         """After a channel was closed: what was known may have changed. What is held stays held."""

@@ -57,3 +57,12 @@ def test_only_some_refusals_tell_of_the_whole_exchange() -> None:
         Refusal(403, "ACCESS_REFUSED - access to topic 'k' in exchange 'x' refused for user 'u'")
     )
     assert not concerns(Refusal(406, 'PRECONDITION_FAILED - user_id property set to'))
+
+
+def test_what_is_held_no_more_is_forgotten_though_every_event_names_another() -> None:
+    broker = Broker()
+    exchanges = Exchanges(broker.look_up, 10, lambda: broker.now)
+    for number in range(1000):
+        broker.now = float(number)
+        exchanges.hold(f'x{number}', MISSING)
+    assert len(exchanges._held) <= 11
