@@ -72,15 +72,16 @@ class Product(Mikkood):
 
     def until_settled(self, timeout: float = ARRIVAL) -> None:
         """Until every event that is committed by now is in a batch that is finished, and no retry waits."""
-        [(now,)] = self.sql('select clock_timestamp()')
+        since = None  # a retry that was moved back right before that is in a tick after it
 
         def settled() -> bool:
+            nonlocal since
+            waits, now = self.sql('select exists (select from pgq.retry_queue), clock_timestamp()')[0]
+            since = None if waits else since or now
             [(done,)] = self.sql(
-                """select bool_and(sub_batch is null and tick_time > %s)
-                       and not exists (select from pgq.retry_queue)
-                   from pgq.subscription
+                """select bool_and(sub_batch is null and tick_time > %s) from pgq.subscription
                        join pgq.tick on tick_queue = sub_queue and tick_id = sub_last_tick""",
-                now,
+                since,
             )
             return bool(done)
 

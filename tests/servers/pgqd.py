@@ -32,6 +32,7 @@ class Pgqd(Server):
         self._program = program('pgqd', 'pgqd')
         super().__init__()
         self._postgres, self._dbname = postgres, dbname
+        self._begun = 0  # bytes of its log from former runs
         lines = {
             'base_connstr': f'host=127.0.0.1 port={postgres.port} user=postgres application_name=pgqd',
             'initial_database': 'postgres',
@@ -47,6 +48,7 @@ class Pgqd(Server):
         (self.folder / 'pgqd.ini').write_text(f'[pgqd]\n{text}')
 
     def _launch(self) -> subprocess.Popen[bytes]:
+        self._begun = self.log_file.stat().st_size if self.log_file.exists() else 0
         return self._spawn([self._program, str(self.folder / 'pgqd.ini')])
 
     def _await_ready(self) -> None:
@@ -55,4 +57,7 @@ class Pgqd(Server):
     def _connected(self) -> bool:
         self.check_alive()
         sql = "select 1 from pg_stat_activity where application_name = 'pgqd' and datname = %s"
-        return bool(self._postgres.execute(sql, (self._dbname,)))
+        # PgQ's state of another cluster ends its session within milliseconds.
+        said = self.log_file.read_bytes()[self._begun :].decode(errors='replace')
+        found = f'[{self._dbname}]: pgq version ok' in said
+        return found or bool(self._postgres.execute(sql, (self._dbname,)))

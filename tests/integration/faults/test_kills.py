@@ -73,7 +73,7 @@ def at_work(product: Product, flow: Traffic, worker: Worker, chance: random.Rand
 def in_a_large_batch(product: Product, flow: Traffic, worker: Worker, chance: random.Random) -> None:
     """Its progress is saved now and then: the kill comes somewhere behind one such point."""
     flow.burst(BURST)
-    progress = 'select 1 from mikkoo.batch_progress'
+    progress = 'select 1 from mikkoo.batch_progress where last_event_id is not null'
     until(lambda: product.sql(progress), what=lambda: f'progress is saved: {worker.log_lines()}')
     worker.process.join(chance.uniform(0.0, 0.1))
     worker.stop(signal.SIGKILL)

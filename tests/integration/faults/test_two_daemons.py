@@ -95,7 +95,7 @@ def in_a_large_batch(product: Product, flow: Traffic) -> None:
         product.sql("select pgq.insert_event(%s, 'bad.key', '{}', 'mikkoo', null, null, null)", QUEUE)
     product.sql('commit')
     flow.producer.resume()
-    saved = 'select 1 from mikkoo.batch_progress'
+    saved = 'select 1 from mikkoo.batch_progress where last_event_id is not null'
     until(lambda: product.sql(saved), BEGUN, lambda: f'a part is saved:\n{product.logged()}')
 
 
