@@ -142,7 +142,7 @@ class Consumer:
         self._key = lock_key(queue, name)
         self.keeper = Keeper(session, queue, name)
         self.keeps = False  # whether mikkoo.sql keeps dead letters and progress here; `register` finds out
-        self._raw: bool | None = None  # whether event_retry_raw is granted; unknown until needed
+        self._raw: bool | None = None  # whether event_retry_raw is granted; `register` finds out
 
     def own(self) -> bool:
         """Become the one process that relays for this consumer: a session's advisory lock. Does not wait."""
@@ -177,6 +177,7 @@ class Consumer:
                 f'{self._session.where}: {found}: see "After a restore" in docs/operations.md'
             )
         self.keeps = self.keeper.available()
+        self._has_raw()
         for attempt in range(REGISTER_ATTEMPTS):
             try:
                 self._call('register_consumer', REGISTER, self.queue, self.name)
@@ -269,8 +270,11 @@ class Consumer:
         return buried
 
     def may_put_back(self, row: Row) -> bool:
-        """Whether this event can be given back uncounted: only event_retry_raw does that."""
-        return self._has_raw() and _weight(row) <= RAW_LIMIT
+        """Whether this event can be given back uncounted: only event_retry_raw does that.
+
+        `register` has found out: a question here could be interrupted, with messages in nobody's hands.
+        """
+        return bool(self._raw) and _weight(row) <= RAW_LIMIT
 
     def move_retries(self) -> int:
         """Put retries that are due back into their queues, where mikkoo.sql is installed; how many."""

@@ -44,6 +44,7 @@ class Passage:
         self._taken = 0  # events that were read, and published or refused
         self._last: int | None = None  # the last of them, or the last that a former owner judged
         self._stage = Stage.TOGETHER
+        self._acquitted = False  # the event that is relayed alone
 
     def run(self, byte_budget: int, opening: Opening, way: Way, stretch: int) -> None:
         """Relay and settle the batch as it was opened, in slices of so many bytes.
@@ -68,6 +69,13 @@ class Passage:
         judged = self._taken - self._outlet.in_flight
         if self._settling.is_due(judged):
             self._save(judged)
+
+    def acquit(self) -> None:
+        """An event that has waited alone for seconds, for RabbitMQ, is no cause if the process ends now."""
+        if self._stage is Stage.ALONE and not self._acquitted:
+            self._acquitted = True
+            oldest = self._outlet.oldest()
+            self._settling.save(self._last if oldest is None else oldest - 1, self._taken, Stage.TOGETHER)
 
     def _publish(self, byte_budget: int) -> None:
         """Return when every event is judged."""
@@ -95,6 +103,7 @@ class Passage:
         self._save(self._taken)
         proven, last = self._taken + PROOF, self._taken + stretch
         for event in self._events(0):
+            self._acquitted = False
             self._take(event)
             self._outlet.drain()
             self._collect()

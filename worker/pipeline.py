@@ -47,6 +47,7 @@ class Pipeline:
         self._exchanges = Exchanges(self._look_up, settings.retry_delay)
         self._failures: list[Failure] = []
         self._backlog: deque[Flight] = deque()  # taken, to be sent
+        self._looked_up: Flight | None = None  # the first of them, while its exchange is asked for
         self._routes = routes
         self._nacked = Rejected(routes)
         self._progress_at = self._answer_due_from = time.monotonic()
@@ -144,8 +145,9 @@ class Pipeline:
 
         It leaves the backlog only after the exchange was looked up, which may lose the link.
         """
-        flight = self._backlog[0]
+        flight = self._looked_up = self._backlog[0]
         refusal = self._exchanges.refusal(flight.message.exchange)
+        self._looked_up = None
         if not self._backlog or self._backlog[0] is not flight:
             return None  # others came before it, or took it, while an alarm was waited for
         self._backlog.popleft()

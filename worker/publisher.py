@@ -54,6 +54,8 @@ class Publisher(Pipeline):
     def loss(self, provoked: bool) -> Loss:
         """How this link ended."""
         flights = self._flights.outstanding()
+        if self._looked_up is not None:  # the look-up of its exchange is the first that is sent for a message
+            flights.append(self._looked_up)
         only = flights[0].event.id if len(flights) == 1 else None
         answered = self.delivered + self.returned + self.nacked > 0
         return Loss(provoked, answered, self.probed, len(flights), only)

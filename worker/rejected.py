@@ -68,17 +68,16 @@ class Rejected:
         """Begin a round: what to send again, and what has failed. The rest is put back."""
         again: list[Flight] = []
         failed: list[Flight] = []
+        passed, refused = self._passed, self._refused
         for flight in self.clear():
             exchange = flight.message.exchange
-            flight.rounds += self._passed[exchange] > self._refused[exchange]
+            flight.rounds += passed[exchange] > refused[exchange]
             if flight.rounds >= MOST_ROUNDS:
                 failed.append(flight)
             elif (put_back := self._routes.put_back(flight, now)) is not None:
                 self._put_back.append(put_back)
             else:
                 again.append(flight)
-        self._passed.clear()
-        self._refused.clear()
         return again, failed
 
     def take_put_back(self) -> list[PutBack]:
@@ -90,6 +89,7 @@ class Rejected:
         """Give up holding them: all, in the order in which they were rejected."""
         flights = list(self._flights)
         self._flights.clear()
+        self._passed, self._refused = Counter(), Counter()
         self.bytes = 0
         return flights
 

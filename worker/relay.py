@@ -109,8 +109,13 @@ class Relay:
     def _end_former(self, session: Session) -> None:
         """Of a session that we have lost the server may not know yet: it would go on owning the queue."""
         while self._former:
-            if session.terminate(self._former.pop()):
-                LOGGER.info('ended a session of ours that the server still took for alive')
+            former = self._former.pop()
+            try:
+                if session.terminate(former):
+                    LOGGER.info('ended a session of ours that the server still took for alive')
+            except DatabaseLost:
+                self._former.append(former)
+                raise
 
     def _stand_by(self, consumer: Consumer) -> None:
         while not consumer.own():
@@ -151,9 +156,9 @@ class Relay:
         self._move_retries()
         batch = self._consumer.next_batch()
         pending = self._gauges.look(self._consumer)
-        if pending is not None and pending.lag < -FUTURE_TICK:
-            self._force_tick(self._consumer, pending)
         if batch is None:
+            if pending is not None and pending.lag < -FUTURE_TICK:
+                self._force_tick(self._consumer, pending)
             self._await_tick()
         else:
             with self._pulse.grace(GRACE):
@@ -162,8 +167,9 @@ class Relay:
 
     def _relay(self, batch: Batch) -> None:
         assert self._consumer is not None and self._reader is not None and self._translate is not None
-        survived, self._opened = self._opened == batch, batch
+        survived = self._opened == batch
         opening = self._consumer.open(batch, survived)
+        self._opened = batch
         way = self._way(opening, survived)
         settling = Settling(self._consumer, batch, self._settings, self._metrics, self._pulse)
         self._passage = Passage(
@@ -228,6 +234,8 @@ class Relay:
             )
         if silent >= READER_PATIENCE and self._reader is not None:
             self._reader.pause()
+            if self._passage is not None:
+                self._passage.acquit()
         self._check_ownership()
         if self._passage is not None:
             self._passage.save_if_due()

@@ -60,10 +60,17 @@ class Routes:
         route = route_of(message)
         state = self._rejecting.get(route)
         if state is None or now - state.last > FORGOTTEN:
+            self._forget(now)
             state = self._rejecting[route] = _Rejecting(now)
         state.roll(now)
         state.refused += 1
         state.last = now
+
+    def _forget(self, now: float) -> None:
+        """Routes may be many, and some are never heard of again."""
+        old = [route for route, state in self._rejecting.items() if now - state.last > FORGOTTEN]
+        for route in old:
+            del self._rejecting[route]
 
     def passed(self, flights: Iterable[Flight], now: float) -> None:
         """The broker took these."""
@@ -105,7 +112,7 @@ class Routes:
         return [
             route
             for route, state in self._rejecting.items()
-            if now - state.since >= FULL_AFTER and now - state.last < FORGOTTEN
+            if now - state.since >= FULL_AFTER and now - state.last < FORGOTTEN and not state.over(now)
         ]
 
 
@@ -122,10 +129,14 @@ class _Rejecting:
         self.since = self.taken = self.period = self.last = now
         self.passed = self.refused = 0
 
+    def over(self, now: float) -> bool:
+        """Whether the last news was a confirm, and has been for a while."""
+        return self.taken > self.last and now - self.last >= CALM
+
     def roll(self, now: float) -> None:
         """Begin a new period if it is time."""
         if now - self.period >= PERIOD:
-            if self.passed > self.refused:
+            if self.passed > self.refused or self.over(now):
                 self.since = now
             self.period = now
             self.passed = self.refused = 0

@@ -12,8 +12,9 @@ from typing import Any
 from mikkoo.worker import isolation
 from mikkoo.worker.isolation import MOST_ENDS
 from tests.integration.product import ARRIVAL, Product, bodies
-from tests.integration.relaying import QUEUE, Scene, Worker
+from tests.integration.relaying import QUEUE, Scene, Worker, through
 from tests.integration.relaying import bodies as numbers
+from tests.servers.proxy import Proxy
 from tests.servers.waiting import until
 
 GOOD = 5_000
@@ -122,6 +123,24 @@ def test_a_process_killed_with_one_event_in_hand_loses_only_that(scene: Scene) -
         assert (worker.numbers['dead'], worker.numbers['failed']) == (1, 1)
     arrived = set(numbers(scene))
     assert arrived | {ids.index(killer) + 1} == set(range(1, EVENTS + 1)), 'no other event is lost'
+
+
+def test_an_event_that_waits_alone_for_rabbitmq_is_no_cause(scene: Scene, to_broker: Proxy) -> None:
+    opened(scene, MOST_ENDS, EVENTS)
+    settings = scene.settings(rabbitmq=through(to_broker, scene.vhost))
+    with Worker(settings) as worker:
+        worker.await_log('one event at a time')
+        until(lambda: scene.queued() > 50, what='some have arrived')
+        to_broker.stall()
+        until(
+            lambda: scene.sql('select alone from mikkoo.batch_progress') == [(False,)], what='it is acquitted'
+        )
+        worker.stop(signal.SIGKILL)
+    to_broker.resume()
+    with Worker(settings):
+        scene.await_settled(ARRIVAL)
+    assert dead_letters(scene) == []
+    assert set(numbers(scene)) == set(range(1, EVENTS + 1))
 
 
 def test_losing_postgresql_is_no_end_however_often(scene: Scene) -> None:

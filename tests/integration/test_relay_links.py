@@ -69,6 +69,19 @@ def test_two_neighbours_that_end_the_link_each_and_nothing_else_to_compare_them_
         assert bodies(scene) == [1]
 
 
+def test_an_event_over_the_look_up_of_whose_exchange_the_link_ends(scene: Scene, to_broker: Proxy) -> None:
+    to_broker.cut_on(b'fatal exchange')
+    with Worker(scene.settings(rabbitmq=through(to_broker, scene.vhost), max_failures=1)) as worker:
+        worker.await_state('running')
+        scene.sql('begin')
+        (bad,) = scene.insert(['good.key'], exchange='fatal exchange')
+        scene.insert(['good.key'] * 50)
+        scene.sql('commit')
+        scene.await_settled(90)
+    assert [(row[0], row[2]) for row in scene.sql(DEAD)] == [(bad, 'kills_link')]
+    assert set(bodies(scene)) == set(range(1, 51))
+
+
 def test_a_connection_that_is_cut_at_each_first_publish_is_an_outage(scene: Scene, to_broker: Proxy) -> None:
     with Worker(scene.settings(rabbitmq=through(to_broker, scene.vhost), max_failures=1)) as worker:
         worker.await_state('running')

@@ -128,3 +128,20 @@ def test_names_of_routes() -> None:
     assert route_of(Message('', 'q', {}, b'')) == ('', 'q')
     assert names([('a', ''), ('', 'q')]) == "exchange 'a', queue 'q'"
     assert names([(text, '') for text in 'abcde']).endswith("exchange 'c' and 2 more")
+
+
+def test_a_route_that_took_messages_last_is_not_full_however_long_nothing_comes() -> None:
+    made = rejecting(routes(), 0, 1)
+    made.passed([A], 2.0)
+    assert made.full(8.0) == [('a', '')], 'not yet calm'
+    assert made.full(500.0) == []
+    made.rejected(A.message, 500.0)
+    assert made.put_back(A, 500.0) is None, 'one rejection makes no full queue'
+
+
+def test_routes_that_are_never_heard_of_again_are_forgotten() -> None:
+    made = routes()
+    for number in range(100):
+        made.rejected(Message('', f'queue {number}', {}, b''), 0.0)
+    made.rejected(A.message, FORGOTTEN + 1)
+    assert len(made._rejecting) == 1
