@@ -1,0 +1,20 @@
+"""What a service that consumes from RabbitMQ writes: see docs/connector.md."""
+
+from mikkoo.connector.config import ConnectionParameters, Credentials, load_config
+from mikkoo.connector.documents import b64_to_dict, dict_to_b64
+from mikkoo.connector.errors import (
+    AccessRefused,
+    ChannelClosed,
+    ConfigurationError,
+    ConnectionLost,
+    ConnectorError,
+    PublishFailed,
+    Unroutable,
+)
+from mikkoo.connector.properties import BasicProperties
+
+__all__ = [
+    'AccessRefused', 'BasicProperties', 'ChannelClosed', 'ConfigurationError', 'ConnectionLost',
+    'ConnectionParameters', 'ConnectorError', 'Credentials', 'PublishFailed', 'Unroutable', 'b64_to_dict',
+    'dict_to_b64', 'load_config',
+]  # fmt: skip
