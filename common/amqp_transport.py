@@ -152,14 +152,14 @@ class Transport(io.IO):
         except BrokerError as error:
             LOGGER.debug('Not sent: %s', error)
 
-    def open_inbox(self, most: int) -> tuple[int, Inbox]:
-        """A free channel number and where its frames will go."""
+    def open_inbox(self, most: int, inbox: Inbox | None = None) -> tuple[int, Inbox]:
+        """A free channel number and where its frames will go: a new Inbox, or the one that is given."""
         with self.lock:
             self.raise_if_lost()
             number = next((n for n in range(1, most + 1) if n not in self.inboxes), 0)
             if not number:
                 raise BrokerLost(f'{self.place}: all {most} channels are in use')
-            inbox = self.inboxes[number] = Inbox()
+            inbox = self.inboxes[number] = inbox or Inbox()
         return number, inbox
 
     def raise_if_lost(self) -> None:
@@ -175,7 +175,7 @@ class Transport(io.IO):
         self._channels[0].put(None)  # ends Channel0's loop
         self._stop_requested.set()
         self._wake()
-        self._bell.ring()
+        self._announce()
 
     def stop(self) -> None:
         self.lose(BrokerLost(f'{self.place}: the connection was disposed of'))
@@ -317,7 +317,7 @@ class Transport(io.IO):
         """During an alarm the broker reads nothing, for as long as it likes: the kernel must not give up."""
         dial.set_user_timeout(self.stream.sock, 0 if reason else dial.USER_TIMEOUT)
         self.blocked = reason
-        self._bell.ring()
+        self._announce()
 
     def _answer_close(self, code: int, text: str) -> NoReturn:
         self.transmit(pamqp.frame.marshal(commands.Connection.CloseOk(), 0))
@@ -339,6 +339,14 @@ class Transport(io.IO):
         self.stream.flush()
         if not self.stream.unsent or self.stream.unsent < LOW_WATER <= before:
             self._bell.ring()
+
+    def _announce(self) -> None:
+        """Lost, blocked or not: tell all who wait."""
+        self._bell.ring()
+        with self.lock:
+            inboxes = list(self.inboxes.values())
+        for inbox in inboxes:
+            inbox.wake()
 
     def _wake(self) -> None:
         try:

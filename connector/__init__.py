@@ -1,6 +1,9 @@
 """What a service that consumes from RabbitMQ writes: see docs/connector.md."""
 
 from mikkoo.connector.config import ConnectionParameters, Credentials, load_config
+from mikkoo.connector.connection import Connection
+from mikkoo.connector.connector import MQConnector
+from mikkoo.connector.consumer import ConsumerThread
 from mikkoo.connector.documents import b64_to_dict, dict_to_b64
 from mikkoo.connector.errors import (
     AccessRefused,
@@ -14,7 +17,7 @@ from mikkoo.connector.errors import (
 from mikkoo.connector.properties import BasicProperties
 
 __all__ = [
-    'AccessRefused', 'BasicProperties', 'ChannelClosed', 'ConfigurationError', 'ConnectionLost',
-    'ConnectionParameters', 'ConnectorError', 'Credentials', 'PublishFailed', 'Unroutable', 'b64_to_dict',
-    'dict_to_b64', 'load_config',
+    'AccessRefused', 'BasicProperties', 'ChannelClosed', 'ConfigurationError', 'Connection', 'ConnectionLost',
+    'ConnectionParameters', 'ConnectorError', 'ConsumerThread', 'Credentials', 'MQConnector', 'PublishFailed',
+    'Unroutable', 'b64_to_dict', 'dict_to_b64', 'load_config',
 ]  # fmt: skip
