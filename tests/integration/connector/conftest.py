@@ -76,13 +76,15 @@ class Stage:
         with self.rabbitmq.connect(self.vhost) as connection:
             channel = connection.channel()
 
-            def one() -> bool:
-                method, properties, body = channel.basic_get(queue, auto_ack=True)
-                if method is not None:
+            def all_there() -> bool:
+                while len(taken) < count:
+                    method, properties, body = channel.basic_get(queue, auto_ack=True)
+                    if method is None:
+                        return False
                     taken.append((method, properties, body))
-                return len(taken) == count
+                return True
 
-            until(one, PATIENCE, lambda: f'{count} messages in {queue}, not {len(taken)}')
+            until(all_there, PATIENCE, lambda: f'{count} messages in {queue}, not {len(taken)}')
         return taken
 
     def settled(self, queue: str) -> None:
