@@ -28,3 +28,12 @@ def test_relay(tmp_path: Path) -> None:
 
 def test_translate() -> None:
     assert 'encode' in bench('bench.translate', '1000')
+
+
+def test_connector(tmp_path: Path) -> None:
+    path = tmp_path / 'rates.json'
+    options = ('--no-peer', '--messages', '300', '--published', '100', '--runs', '1', '--json', str(path))
+    assert 'times pika' in bench('bench.connector', *options)
+    assert set(json.loads(path.read_text())) == {
+        'consume mikkoo', 'consume pika', 'publish mikkoo', 'publish pika', 'publish many',
+    }  # fmt: skip
