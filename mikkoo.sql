@@ -12,10 +12,14 @@
 --
 --     GRANT mikkoo_producer TO your_application;      -- inserts events
 --     GRANT mikkoo_relay TO the_login_of_mikkood;     -- relays them
+--
+-- A consumer that deduplicates in this database needs, itself:
+--
+--     GRANT USAGE ON SCHEMA mikkoo TO your_consumer; GRANT SELECT, INSERT, DELETE ON mikkoo.inbox TO your_consumer;
 
 DO $mikkoo$
 DECLARE
-    shipped CONSTANT integer := 2;  -- the version that this file makes; each has its upgrade below
+    shipped CONSTANT integer := 4;  -- the version that this file makes; each has its upgrade below
     installed integer;
     owner name;
     role_name name;
@@ -167,6 +171,26 @@ BEGIN
             CONSTRAINT batch_progress_pkey PRIMARY KEY (queue, consumer)
         );
         INSERT INTO mikkoo.schema_version (version) VALUES (2);
+    END IF;
+
+    IF installed < 3 THEN
+        ALTER TABLE mikkoo.batch_progress
+            ALTER COLUMN last_event_id DROP NOT NULL,
+            ADD COLUMN attempts integer NOT NULL DEFAULT 0,
+            ADD COLUMN alone boolean NOT NULL DEFAULT false;
+        INSERT INTO mikkoo.schema_version (version) VALUES (3);
+    END IF;
+
+    IF installed < 4 THEN
+        -- Consumers' databases need not have PgQ: there mikkoo.connector.INBOX_SQL makes it.
+        CREATE TABLE IF NOT EXISTS mikkoo.inbox (
+            consumer   text NOT NULL,
+            message_id text NOT NULL,
+            handled_at timestamptz NOT NULL DEFAULT now(),
+            CONSTRAINT inbox_pkey PRIMARY KEY (consumer, message_id)
+        );
+        CREATE INDEX IF NOT EXISTS inbox_handled_at ON mikkoo.inbox (consumer, handled_at);
+        INSERT INTO mikkoo.schema_version (version) VALUES (4);
     END IF;
 
     -- Inserting events ----------------------------------------------------------------------------------------
@@ -362,7 +386,7 @@ Returns how many; call it again if that is 10,000.';
     END LOOP;
     REVOKE ALL ON SCHEMA mikkoo FROM PUBLIC;
     REVOKE ALL ON mikkoo.audit, mikkoo.schema_version, mikkoo.dead_letter, mikkoo.failing_event,
-        mikkoo.batch_progress FROM PUBLIC;
+        mikkoo.batch_progress, mikkoo.inbox FROM PUBLIC;
 
     GRANT USAGE ON SCHEMA mikkoo TO mikkoo_producer, mikkoo_relay;
     GRANT EXECUTE ON FUNCTION
@@ -443,7 +467,7 @@ Returns how many; call it again if that is 10,000.';
     COMMENT ON COLUMN mikkoo.dead_letter.content_type IS 'AMQP property content_type (ev_extra2)';
     COMMENT ON COLUMN mikkoo.dead_letter.properties IS 'AMQP properties, a JSON object (ev_extra3)';
     COMMENT ON COLUMN mikkoo.dead_letter.headers IS 'AMQP headers, a JSON object (ev_extra4)';
-    COMMENT ON COLUMN mikkoo.dead_letter.reason_code IS 'untranslatable, returned, refused or nacked';
+    COMMENT ON COLUMN mikkoo.dead_letter.reason_code IS 'untranslatable, returned, refused, nacked or kills_worker';
     COMMENT ON COLUMN mikkoo.dead_letter.reason IS 'What was wrong at the last attempt';
     COMMENT ON COLUMN mikkoo.dead_letter.first_failed_at IS 'When it failed first';
     COMMENT ON COLUMN mikkoo.dead_letter.last_failed_at IS 'When it failed last';
@@ -464,8 +488,16 @@ Returns how many; call it again if that is 10,000.';
     COMMENT ON COLUMN mikkoo.batch_progress.tick_id IS 'Tick that ends the batch';
     COMMENT ON COLUMN mikkoo.batch_progress.previous_tick_id IS 'Tick that begins the batch';
     COMMENT ON COLUMN mikkoo.batch_progress.tick_time IS 'Time of the tick that ends the batch';
-    COMMENT ON COLUMN mikkoo.batch_progress.last_event_id IS 'Every event up to this one is judged';
+    COMMENT ON COLUMN mikkoo.batch_progress.last_event_id IS 'Every event up to this one is judged; NULL: none yet';
     COMMENT ON COLUMN mikkoo.batch_progress.saved_at IS 'When this was saved';
+    COMMENT ON COLUMN mikkoo.batch_progress.attempts IS 'How many processes opened the batch since it last got on';
+    COMMENT ON COLUMN mikkoo.batch_progress.alone IS 'The first event behind is relayed alone: it ended processes';
+    COMMENT ON TABLE mikkoo.inbox IS 'Messages that consumers with deduplication have handled; pruned by them.';
+    COMMENT ON COLUMN mikkoo.inbox.consumer IS 'SERVICE.CONSUMER, as registered with the connector';
+    COMMENT ON COLUMN mikkoo.inbox.message_id IS 'AMQP property message_id';
+    COMMENT ON COLUMN mikkoo.inbox.handled_at IS 'When the transaction began that handled it';
+    COMMENT ON CONSTRAINT inbox_pkey ON mikkoo.inbox IS 'Each message once for each consumer';
+    COMMENT ON INDEX mikkoo.inbox_handled_at IS 'For pruning by age';
     COMMENT ON CONSTRAINT batch_progress_pkey ON mikkoo.batch_progress IS 'A consumer has one open batch at a time';
 
     -- A transaction around this file goes on as it was.

@@ -7,7 +7,7 @@ import difflib
 from mikkoo.common.errors import DatabaseError
 from mikkoo.common.postgres import Session
 
-SCHEMA_VERSION = 2  # what the mikkoo.sql beside this makes
+SCHEMA_VERSION = 4  # what the mikkoo.sql beside this makes
 PL_ONLY = 'PL/pgSQL only'  # what pgq_version says of pgq_pl_only.sql, whose pgq.version() is NULL
 
 HAS_PGQ = "select to_regclass('pgq.queue') is not null"

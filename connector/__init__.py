@@ -14,10 +14,11 @@ from mikkoo.connector.errors import (
     PublishFailed,
     Unroutable,
 )
+from mikkoo.connector.inbox import INBOX_SQL
 from mikkoo.connector.properties import BasicProperties
 
 __all__ = [
-    'AccessRefused', 'BasicProperties', 'ChannelClosed', 'ConfigurationError', 'Connection', 'ConnectionLost',
-    'ConnectionParameters', 'ConnectorError', 'ConsumerThread', 'Credentials', 'MQConnector', 'PublishFailed',
-    'Unroutable', 'b64_to_dict', 'dict_to_b64', 'load_config',
+    'INBOX_SQL', 'AccessRefused', 'BasicProperties', 'ChannelClosed', 'ConfigurationError', 'Connection',
+    'ConnectionLost', 'ConnectionParameters', 'ConnectorError', 'ConsumerThread', 'Credentials',
+    'MQConnector', 'PublishFailed', 'Unroutable', 'b64_to_dict', 'dict_to_b64', 'load_config',
 ]  # fmt: skip

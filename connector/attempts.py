@@ -7,10 +7,12 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+from mikkoo.common import metrics as names
 from mikkoo.common import reports
 from mikkoo.common.amqp_shared import SharedLink
 from mikkoo.common.backoff import Backoff
-from mikkoo.common.errors import BrokerLost
+from mikkoo.common.errors import BrokerLost, MikkooError, Stopping
+from mikkoo.common.metrics import Metric
 from mikkoo.connector.channel import Channel, declare_leniently
 from mikkoo.connector.errors import ConnectionLost, ConnectorError
 from mikkoo.connector.hand import Hand
@@ -26,6 +28,10 @@ PERSISTENT = 2
 ROUTING_HEADERS = ('CC', 'BCC')  # RabbitMQ would send copies once more
 
 Callback = Callable[[Any, Any, Any, bytes], object]
+
+
+class Unavailable(MikkooError):
+    """What remembers handled messages cannot be asked: no failure of the callback; wait, and try again."""
 
 
 class BurialFailed(BrokerLost):
@@ -49,6 +55,7 @@ class Attempts:
         max_attempts: int,
         dead_letter_queue: str,
         burials: Backoff,
+        count: Callable[[Metric], object],
     ) -> None:
         self._link = link
         self._channel = channel
@@ -61,7 +68,10 @@ class Attempts:
         self._most = max_attempts
         self._dead_letter_queue = dead_letter_queue
         self._burials = burials
+        self._count = count
         self._declared = False
+        self._outage = Backoff()
+        self.waits_for = ''  # what keeps the message in hand from being handled
 
     def handle(self, delivery: Delivery) -> None:
         """Return when the message is settled, or is left in hand because that is asked for.
@@ -72,22 +82,42 @@ class Attempts:
         if delivery.fault:
             self._bury(delivery, ValueError(delivery.fault), 0)
             return
-        for attempt in range(1, self._most + 1):
+        attempts = 0
+        while True:
             try:
                 self._callback(self._channel, method, delivery.properties, delivery.body)
+            except Unavailable as error:
+                if not self._sit_out(error):
+                    return
+            except Stopping:
+                raise
             except Exception as error:  # noqa: BLE001 - whatever a service may raise
-                if not self._another(delivery, error, attempt):
+                attempts += 1
+                if not self._another(delivery, error, attempts):
                     return
             else:
+                self.waits_for = ''
+                self._outage.reset()
                 if self._auto_ack and self._hand.holds(method.delivery_tag):
                     self._hand.ack(method.delivery_tag)
+                self._count(names.HANDLED)
                 return
+
+    def _sit_out(self, error: Unavailable) -> bool:
+        """Whether to try again, when the delay is over; else it goes back to the queue."""
+        self.waits_for = str(error)
+        delay = self._outage.next()
+        LOGGER.warning('queue %s: %s; again in %.1f s', self._queue, error, delay)
+        if self._stopping.wait(delay):
+            return False
+        self._link.raise_if_lost()
+        return True
 
     def _another(self, delivery: Delivery, error: Exception, attempt: int) -> bool:
         """After a failure: whether to try again, when the delay is over."""
-        lost = not self._link.alive
-        if lost and _of_the_link(error):
+        if caused_by(error, ConnectionLost):
             self._link.raise_if_lost()
+        self._count(names.CALLBACK_FAILED)
         self._failed(error)
         self._link.raise_if_lost()
         if not self._hand.holds(delivery.method.delivery_tag):
@@ -122,6 +152,7 @@ class Attempts:
             self._link.lose(reason)
             raise BurialFailed(reason) from None
         self._burials.reset()
+        self._count(names.DEAD_LETTERED)
         self._hand.ack(delivery.method.delivery_tag)
 
 
@@ -145,11 +176,11 @@ def _text(error: BaseException) -> str:
     return text.encode(errors='backslashreplace').decode()
 
 
-def _of_the_link(error: BaseException | None) -> bool:
-    """Whether the loss of a connection is what raised it, or what raised that."""
+def caused_by(error: BaseException | None, kind: type[BaseException]) -> bool:
+    """Whether it is of that kind, or was raised because of, or while handling, one that is."""
     seen = 0
     while error is not None and seen < 20:
-        if isinstance(error, ConnectionLost):
+        if isinstance(error, kind):
             return True
         error, seen = error.__cause__ or error.__context__, seen + 1
     return False

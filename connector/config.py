@@ -138,11 +138,11 @@ def statsd_settings(config: Mapping[str, Any], source: str = GIVEN) -> StatsdSet
     return _record(StatsdSettings, 'statsd', config.get('statsd') or {}, source)
 
 
-def sentry_dsn(config: Mapping[str, Any], source: str = GIVEN) -> str | None:
-    """The key `sentry_dsn`, None where it is blank."""
-    value = config.get('sentry_dsn') or None
+def optional_text(config: Mapping[str, Any], key: str, source: str = GIVEN) -> str | None:
+    """The text at `key`, None where it is blank. Raises ConfigurationError; never shows what it found."""
+    value = config.get(key) or None
     if not isinstance(value, str | None):
-        raise ConfigurationError(_mistake(source, 'sentry_dsn', type(value).__name__, 'must be a text'))
+        raise ConfigurationError(_mistake(source, key, type(value).__name__, 'must be a text'))
     return value
 
 

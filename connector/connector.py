@@ -6,10 +6,14 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from mikkoo.common import reports
+from mikkoo.common.errors import Mistake
+from mikkoo.common.pulse import Pulse
 from mikkoo.connector import config as configuration
 from mikkoo.connector.attempts import Callback
 from mikkoo.connector.channel import declare_leniently
@@ -17,7 +21,8 @@ from mikkoo.connector.config import HEARTBEAT, ConnectionParameters
 from mikkoo.connector.connection import Connection
 from mikkoo.connector.consumer import ConsumerThread, ErrorHandler, default_error_handler
 from mikkoo.connector.documents import dict_to_b64
-from mikkoo.connector.errors import ConnectorError
+from mikkoo.connector.errors import ConfigurationError, ConnectorError
+from mikkoo.connector.inbox import KEEP, Inbox
 from mikkoo.connector.properties import BasicProperties
 
 LOGGER = logging.getLogger('mikkoo.connector')
@@ -45,6 +50,7 @@ class MQConnector:
             self.service_name = service_name
         self.service_id = self.create_unique_id()
         self.consumers: dict[str, ConsumerThread] = {}
+        self._reports = False  # to Sentry
         self._leaving: list[ConsumerThread] = []  # replaced, and asked to stop
 
     def get_connection_params(
@@ -76,10 +82,15 @@ class MQConnector:
         prefetch: int = 10,
         max_attempts: int = 3,
         dead_letter_queue: str | None = None,
+        deduplicate: str | None = None,
+        keep: float = KEEP,
     ) -> ConsumerThread:
         """A consumer for `run_consumers` to start; one of the same name is stopped and replaced. No I/O.
 
-        `vhost` None: the service's. The rest as in ConsumerThread. Raises ConfigurationError, ValueError.
+        `vhost` None: the service's. `deduplicate`: drop messages whose message_id this consumer has handled
+        within `keep` seconds; 'postgres': remembered in the transaction of the callback (`transaction`), in
+        the database `postgres_url` of the configuration; 'sqlite': in the file `inbox_file`, which only
+        narrows the window. The rest as in ConsumerThread. Raises ConfigurationError, ValueError.
         """
         made = ConsumerThread(
             self.get_connection_params(vhost),
@@ -91,9 +102,26 @@ class MQConnector:
             max_attempts=max_attempts,
             dead_letter_queue=dead_letter_queue,
             name=f'{self.service_name}.{name}',
+            inbox=self._inbox(deduplicate, f'{self.service_name}.{name}', keep),
+            statsd=configuration.statsd_settings(self.config, self._source),
         )
         self._replace(name, made)
         return made
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:
+        """In a callback with deduplicate='postgres': a cursor in the transaction of the message in hand.
+
+        It is committed after the callback has returned and before the message is acked; an exception undoes
+        what was done inside. Raises ConnectorError anywhere else; DatabaseError.
+        """
+        thread = threading.current_thread()
+        inbox = thread.inbox if isinstance(thread, ConsumerThread) else None
+        begin = getattr(inbox, 'transaction', None)
+        if begin is None:
+            raise ConnectorError("transaction() is for callbacks of a consumer with deduplicate='postgres'")
+        with begin() as cursor:
+            yield cursor
 
     def run_consumers(self, names: Iterable[str] = (), daemon: bool = True, timeout: float = 10.0) -> bool:
         """Start these consumers, or all, where they do not run, and wait until each is subscribed.
@@ -101,6 +129,7 @@ class MQConnector:
         False: not within `timeout` seconds; they go on trying. Raises what made one give up (AccessRefused);
         the others run. Those that were stopped are made anew.
         """
+        self._report()
         deadline = time.monotonic() + timeout
         started = [self._start(name, daemon) for name in self._named(names)]
         ready = [thread.wait_ready(max(0.0, deadline - time.monotonic())) for thread in started]
@@ -130,10 +159,15 @@ class MQConnector:
     def stop(self) -> None:
         """Stop all consumers."""
         self.stop_consumers()
+        if self._reports:
+            reports.flush()
 
     def check_health(self) -> bool:
-        """Whether every registered consumer is subscribed at this moment and can be given messages."""
-        return all(thread.is_consuming and not thread.is_starved for thread in self.consumers.values())
+        """Whether every registered consumer is subscribed at this moment and can handle messages."""
+        return all(
+            thread.is_consuming and not thread.is_starved and not thread.waits_for
+            for thread in self.consumers.values()
+        )
 
     def __enter__(self) -> Self:
         try:
@@ -186,6 +220,32 @@ class MQConnector:
     def default_error_handler(thread: ConsumerThread, exception: BaseException) -> None:
         """Logs it."""
         default_error_handler(thread, exception)
+
+    def _inbox(self, kind: str | None, consumer: str, keep: float) -> Callable[[Pulse], Inbox] | None:
+        """What makes the memory of a consumer's thread. The libraries are loaded where they are used."""
+        if kind is None:
+            return None
+        if kind == 'sqlite':
+            from mikkoo.connector.inbox_sqlite import DEFAULT_PATH, SqliteInbox
+
+            file = configuration.optional_text(self.config, 'inbox_file', self._source) or DEFAULT_PATH
+            return lambda pulse: SqliteInbox(file, consumer, keep)
+        if kind != 'postgres':
+            raise ValueError(f"deduplicate is 'postgres', 'sqlite' or None, not {kind!r}")
+        from mikkoo.connector.inbox_postgres import PostgresInbox
+
+        url = configuration.optional_text(self.config, 'postgres_url', self._source)
+        if url is None:
+            allowed = "is missing: deduplicate='postgres' needs the URL (libpq) of a database"
+            raise ConfigurationError(Mistake(self._source, 0, 0, 'postgres_url', '', allowed))
+        return lambda pulse: PostgresInbox(url, consumer, keep, pulse)
+
+    def _report(self) -> None:
+        """Reports to Sentry, where the configuration has a DSN; the first service of a process decides."""
+        dsn = configuration.optional_text(self.config, 'sentry_dsn', self._source)
+        if dsn is not None and not self._reports:
+            self._reports = True
+            reports.init(dsn, process='connector', worker=str(self.service_name))
 
     def _named(self, names: Iterable[str]) -> list[str]:
         wanted = [names] if isinstance(names, str) else list(names)

@@ -8,15 +8,19 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from mikkoo.common import metrics as names
 from mikkoo.common import reports
 from mikkoo.common.amqp_shared import SharedLink
 from mikkoo.common.backoff import Backoff
 from mikkoo.common.errors import BrokerError, BrokerRefused, Stopping
+from mikkoo.common.metrics import Metric, Metrics
 from mikkoo.common.pulse import Pulse
+from mikkoo.common.settings import StatsdSettings
 from mikkoo.connector.attempts import Attempts, BurialFailed, Callback
 from mikkoo.connector.config import broker_settings
 from mikkoo.connector.connection import CLOSE_TIMEOUT, Connection, open_link
 from mikkoo.connector.errors import translated
+from mikkoo.connector.inbox import Deduplicated, Inbox
 from mikkoo.connector.subscription import Subscription
 
 LOGGER = logging.getLogger('mikkoo.connector')
@@ -40,6 +44,7 @@ class ConsumerThread(threading.Thread):
     `callback_func(channel, method, properties, body)` runs in this thread, one message at a time.
     `error_func(thread, exception)`: told of the callback's exceptions, and of what is hopeless.
     `auto_ack`: ack after the callback; else the callback settles, now or later. `prefetch`: messages in hand.
+    `inbox`: makes what remembers handled messages; see MQConnector.register_consumer for the usual ones.
     `exception`: why the thread gave up, or None. Raises ConfigurationError, ValueError; does no I/O.
     """
 
@@ -55,6 +60,8 @@ class ConsumerThread(threading.Thread):
         max_attempts: int = 3,
         dead_letter_queue: str | None = None,
         name: str | None = None,
+        inbox: Callable[[Pulse], Inbox] | None = None,
+        statsd: StatsdSettings | None = None,
     ) -> None:
         super().__init__(name=name or f'consumer {queue}')
         if not isinstance(queue, str) or not queue:
@@ -85,6 +92,11 @@ class ConsumerThread(threading.Thread):
         self._busy = False  # in the callback
         self._idle_since = 0.0
         self._burials = Backoff()
+        self._attempts: Attempts | None = None
+        self._make_inbox = inbox
+        self.inbox: Inbox | None = None  # while it runs
+        self._statsd = statsd or StatsdSettings()
+        self._metrics: Metrics | None = None
 
     def renewed(self) -> ConsumerThread:
         """Another thread with the same arguments, not started."""
@@ -94,6 +106,8 @@ class ConsumerThread(threading.Thread):
             max_attempts=self.max_attempts,
             dead_letter_queue=self.dead_letter_queue,
             name=self.name,
+            inbox=self._make_inbox,
+            statsd=self._statsd,
         )
 
     @property
@@ -113,6 +127,16 @@ class ConsumerThread(threading.Thread):
         subscription = self._subscription
         full = subscription is not None and not self._busy and len(subscription.hand) >= self.prefetch
         return full and time.monotonic() - self._idle_since >= STARVED_AFTER
+
+    @property
+    def waits_for(self) -> str:
+        """Why the message in hand cannot be handled now (what remembers messages is out), or ''."""
+        return self._attempts.waits_for if self._attempts is not None else ''
+
+    @property
+    def counted(self) -> dict[str, int | float]:
+        """Its metrics since it started."""
+        return self._metrics.totals() if self._metrics is not None else {}
 
     def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until it is subscribed for the first time; False: not in time, or it has ended without."""
@@ -142,7 +166,10 @@ class ConsumerThread(threading.Thread):
             self._pulse = pulse
             if self._stopping.is_set():
                 pulse.stop()
+        self._metrics = Metrics(self._statsd, f'connector.{self.name}')
         try:
+            if self._make_inbox is not None:
+                self.inbox = self._make_inbox(pulse)
             self._live(pulse)
         except Stopping:
             pass
@@ -152,6 +179,9 @@ class ConsumerThread(threading.Thread):
             with self._lock:
                 self._pulse = None
                 self._stopping.set()
+            if self.inbox is not None:
+                self.inbox.close()
+            self._metrics.close()
             pulse.close()
             self._known.set()
 
@@ -166,6 +196,7 @@ class ConsumerThread(threading.Thread):
                 if isinstance(error, BrokerRefused) and not self._subscribed:
                     self._give_up(translated(error))
                     return
+                self._count(names.LOST)
                 delay = (self._burials if isinstance(error, BurialFailed) else backoff).next()
                 LOGGER.warning('consumer %s: %s; again in %.1f s', self.name, error, delay)
                 pulse.sleep('consumer: waiting to connect again', delay)
@@ -183,37 +214,59 @@ class ConsumerThread(threading.Thread):
                 self._link, self._subscription, self._opening = link, subscription, None
             self._busy, self._subscribed = False, True
             self._known.set()
+            self._count(names.SUBSCRIBED)
             backoff.reset()
             LOGGER.info('consumer %s: subscribed to %s at %s', self.name, self.queue, link.place)
-            self._consume(link, subscription)
-            link.close(CLOSE_TIMEOUT)
+            try:
+                self._consume(link, subscription)
+            finally:
+                if self._stopping.is_set():  # told to leave, in good order
+                    link.close(CLOSE_TIMEOUT)
         finally:
             with self._lock:
-                self._link = self._subscription = self._opening = None
+                self._link = self._subscription = self._opening = self._attempts = None
             link.dispose()
 
     def _consume(self, link: SharedLink, subscription: Subscription) -> None:
-        attempts = Attempts(
+        callback = self.callback_func
+        if self.inbox is not None:
+            callback = Deduplicated(
+                callback, self.inbox, subscription.hand, lambda: self._count(names.DUPLICATES)
+            )
+        attempts = self._attempts = Attempts(
             link,
             subscription.channel,
             subscription.hand,
             self.queue,
-            self.callback_func,
+            callback,
             self._tell,
             self._stopping,
             auto_ack=self.auto_ack,
             max_attempts=self.max_attempts,
             dead_letter_queue=self.dead_letter_queue,
             burials=self._burials,
+            count=self._count,
         )
         stopping, take, handle = self._stopping.is_set, subscription.next, attempts.handle
         while not stopping():
-            delivery = take()
+            delivery = take(self._patience())
             if delivery is not None and not stopping():
                 self._busy = True
                 handle(delivery)
                 self._busy = False
                 self._idle_since = time.monotonic()
+
+    def _patience(self) -> float | None:
+        """Seconds until metrics have to be sent; None: they have not."""
+        assert self._metrics is not None
+        if not self._statsd.enabled:
+            return None
+        self._metrics.flush_due(time.monotonic())
+        return max(0.0, self._metrics.due_at() - time.monotonic())
+
+    def _count(self, metric: Metric) -> None:
+        assert self._metrics is not None
+        self._metrics.count(metric)
 
     def _tell(self, error: BaseException) -> None:
         try:

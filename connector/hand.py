@@ -16,46 +16,63 @@ class Hand:
         self._send = send
         self._lock = threading.Lock()
         self._tags: dict[int, None] = {}  # in the order of delivery
-        self._last = 0
+        self._held = 0  # a tag that is not settled on the wire before `release`
+        self._verdict: bytes | None = None  # what will be sent then
+        self.held_is_refused = False
 
     def __len__(self) -> int:
         return len(self._tags)
 
     def take(self, tag: int) -> None:
         self._tags[tag] = None
-        self._last = tag
 
     def holds(self, tag: int) -> bool:
-        return tag in self._tags
+        """Whether nobody has settled it."""
+        return tag in self._tags and not (tag == self._held and self._verdict is not None)
+
+    def hold(self, tag: int) -> None:
+        """From now on this tag's settling waits for `release`."""
+        with self._lock:
+            self._held, self._verdict, self.held_is_refused = tag, None, False
+
+    def release(self, tag: int) -> None:
+        """Send what was said of it, if anything was."""
+        with self._lock:
+            verdict, self._verdict, self._held = self._verdict, None, 0
+            if verdict is not None:
+                self._send(verdict)
+                del self._tags[tag]
+
+    def forget(self, tag: int) -> None:
+        """As if nothing had been said of it."""
+        with self._lock:
+            self._verdict, self._held = None, 0
 
     def ack(self, tag: int, multiple: bool = False) -> bool:
         """Whether there was something to settle; what is settled already, or never came, is not sent."""
-        with self._lock:
-            if not multiple:  # the common case, quick
-                if tag not in self._tags:
-                    return False
-                self._send(methods.ack(self._channel, tag, False))
-                del self._tags[tag]
-                return True
-            return self._settle_up_to(tag, lambda last: methods.ack(self._channel, last, True))
+        return self._settle(tag, multiple, False, methods.ack)
 
     def nack(self, tag: int, multiple: bool, requeue: bool) -> bool:
         """The same for Basic.Nack."""
-        with self._lock:
-            if not multiple:
-                if tag not in self._tags:
-                    return False
-                self._send(methods.nack(self._channel, tag, False, requeue))
-                del self._tags[tag]
-                return True
-            return self._settle_up_to(tag, lambda last: methods.nack(self._channel, last, True, requeue))
+        return self._settle(
+            tag, multiple, True, lambda channel, last, many: methods.nack(channel, last, many, requeue)
+        )
 
-    def _settle_up_to(self, tag: int, frame: Callable[[int], bytes]) -> bool:
-        """All that are in hand, up to `tag`; 0: all. Never those that the callback has not seen yet."""
-        settled = [one for one in self._tags if not tag or one <= tag]
-        if not settled:
-            return False
-        self._send(frame(settled[-1]))
-        for one in settled:
-            del self._tags[one]
-        return True
+    def _settle(
+        self, tag: int, multiple: bool, refused: bool, frame: Callable[[int, int, bool], bytes]
+    ) -> bool:
+        """`multiple`: all in hand up to `tag`, 0: all; never those that the callback has not seen yet."""
+        with self._lock:
+            settled = [one for one in self._tags if not tag or one <= tag] if multiple else [tag]
+            settled = [one for one in settled if self.holds(one)]
+            if not settled:
+                return False
+            if self._held in settled:
+                settled.remove(self._held)
+                self._verdict = frame(self._channel, self._held, False)
+                self.held_is_refused = refused
+            if settled:
+                self._send(frame(self._channel, settled[-1], multiple))
+                for one in settled:
+                    del self._tags[one]
+            return True

@@ -70,9 +70,20 @@ class Stage:
         with self.rabbitmq.connect(self.vhost) as connection:
             return int(connection.channel().queue_declare(queue, passive=True).method.message_count)
 
+    def exists(self, queue: str) -> bool:
+        import pika
+
+        with self.rabbitmq.connect(self.vhost) as connection:
+            try:
+                connection.channel().queue_declare(queue, passive=True)
+            except pika.exceptions.ChannelClosedByBroker:
+                return False
+        return True
+
     def take(self, queue: str, count: int) -> list[tuple[Any, Any, bytes]]:
-        """`count` messages: method, properties, body."""
+        """`count` messages: method, properties, body; the queue may still have to be made."""
         taken: list[tuple[Any, Any, bytes]] = []
+        until(lambda: self.exists(queue), PATIENCE, f'there is a queue {queue}')
         with self.rabbitmq.connect(self.vhost) as connection:
             channel = connection.channel()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mikkoo.connector import BasicProperties, ConnectionLost
-from mikkoo.connector.attempts import LONGEST_ERROR, _of_the_link, burial_properties
+from mikkoo.connector.attempts import LONGEST_ERROR, burial_properties, caused_by
 from mikkoo.connector.properties import NAMES
 
 
@@ -33,13 +33,13 @@ def test_exceptions_of_the_link() -> None:
     lost = ConnectionLost('gone')
     wrapped = ValueError('in a service')
     wrapped.__cause__ = lost
-    assert _of_the_link(lost)
-    assert _of_the_link(wrapped)
-    assert not _of_the_link(ValueError('its own'))
+    assert caused_by(lost, ConnectionLost)
+    assert caused_by(wrapped, ConnectionLost)
+    assert not caused_by(ValueError('its own'), ConnectionLost)
     circle = ValueError('a')
     other = ValueError('b')
     circle.__context__, other.__context__ = other, circle
-    assert not _of_the_link(circle)
+    assert not caused_by(circle, ConnectionLost)
 
 
 def test_properties_compare_and_show_what_is_there() -> None:

@@ -167,10 +167,10 @@ def test_statsd_and_sentry() -> None:
         config.statsd_settings({'statsd': {'prot': 1}})
     with pytest.raises(ConfigurationError, match='statsd: found'):
         config.statsd_settings({'statsd': [1]})
-    assert config.sentry_dsn({'sentry_dsn': ''}) is None
-    assert config.sentry_dsn({'sentry_dsn': 'd'}) == 'd'
+    assert config.optional_text({'sentry_dsn': ''}, 'sentry_dsn') is None
+    assert config.optional_text({'sentry_dsn': 'd'}, 'sentry_dsn') == 'd'
     with pytest.raises(ConfigurationError, match='sentry_dsn'):
-        config.sentry_dsn({'sentry_dsn': ['d']})
+        config.optional_text({'sentry_dsn': ['d']}, 'sentry_dsn')
 
 
 def test_a_document_given_is_unwrapped_too() -> None:
