@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from tests.integration.product import ARRIVAL, Product
 from tests.servers.waiting import until
 
 TOP = Path(__file__).parents[3]
-SECONDS = 120.0  # of kills at random
+SECONDS = float(os.environ.get('MIKKOO_KILLS', '120'))  # of kills at random
 CHUNK, PAUSE = 20, 0.05  # events of a transaction, and seconds between two
 
 
@@ -58,6 +59,28 @@ def service(product: Product, tmp_path: Path) -> Iterator[Service]:
     made.close()
 
 
+class Relay:
+    """The producer's end: a whole mikkood, killed and started again."""
+
+    def __init__(self, product: Product) -> None:
+        self._product = product
+        product.save()
+        self.start()
+
+    def start(self) -> None:
+        self._process = self._product.foreground()
+        self._product.until_running()
+
+    def kill(self) -> None:
+        for pid in self._product.processes():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # with its parent
+        self._process.communicate()
+        until(lambda: not self._product.processes(), ARRIVAL, 'nothing of mikkood is left')
+
+
 class Producer(threading.Thread):
     """Inserts numbered events until it is told to end."""
 
@@ -86,7 +109,7 @@ def test_each_event_has_its_effect_exactly_once(
     product.create_queue('effects')
     product.arrivals('effects')
     product.worker('effects')
-    product.run()
+    relay = Relay(product)
     service.start()
     producer = Producer(product)
     producer.start()
@@ -98,8 +121,8 @@ def test_each_event_has_its_effect_exactly_once(
             threading.Event().wait(dice.uniform(0.5, 4))
             if dice.random() < 0.4:
                 kills['relay'] += 1
-                product.kill()
-                product.run()
+                relay.kill()
+                relay.start()
             else:
                 kills['service'] += 1
                 service.kill()
