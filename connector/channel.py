@@ -66,11 +66,19 @@ class Channel:
 
     def basic_ack(self, delivery_tag: int = 0, multiple: bool = False) -> None:
         """Done. `multiple`: all in hand up to this tag, 0 for all. What is settled already is left alone."""
-        self._settle(delivery_tag, lambda hand: hand.ack(delivery_tag, multiple))
+        try:
+            if self._hand is None or not self._hand.ack(delivery_tag, multiple):
+                LOGGER.debug('delivery tag %s: nothing in hand to ack', delivery_tag)
+        except BrokerError as error:
+            raise translated(error) from None
 
     def basic_nack(self, delivery_tag: int = 0, multiple: bool = False, requeue: bool = True) -> None:
         """Not done: back to the queue, or (`requeue` False) dropped, or dead-lettered by a policy."""
-        self._settle(delivery_tag, lambda hand: hand.nack(delivery_tag, multiple, requeue))
+        try:
+            if self._hand is None or not self._hand.nack(delivery_tag, multiple, requeue):
+                LOGGER.debug('delivery tag %s: nothing in hand to nack', delivery_tag)
+        except BrokerError as error:
+            raise translated(error) from None
 
     def basic_reject(self, delivery_tag: int = 0, requeue: bool = True) -> None:
         """The same for one message."""
@@ -183,13 +191,6 @@ class Channel:
         """Close the channel of calls. A callback's channel stays of use: the next call opens another."""
         self._closed = self._hand is None
         self._calls.close()
-
-    def _settle(self, tag: int, settle: Callable[[Hand], bool]) -> None:
-        try:
-            if self._hand is None or not settle(self._hand):
-                LOGGER.debug('delivery tag %s: nothing in hand to settle', tag)
-        except BrokerError as error:
-            raise translated(error) from None
 
     def _tell(self, make: Callable[[int], bytes], expected: Reply, what: str) -> Result:
         self._calls.ask(make, expected, what)

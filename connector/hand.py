@@ -50,6 +50,13 @@ class Hand:
 
     def ack(self, tag: int, multiple: bool = False) -> bool:
         """Whether there was something to settle; what is settled already, or never came, is not sent."""
+        if not multiple and tag != self._held:  # the common case, quick
+            with self._lock:
+                if tag not in self._tags:
+                    return False
+                self._send(methods.ack(self._channel, tag, False))
+                del self._tags[tag]
+            return True
         return self._settle(tag, multiple, False, methods.ack)
 
     def nack(self, tag: int, multiple: bool, requeue: bool) -> bool:

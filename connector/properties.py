@@ -10,10 +10,18 @@ NAMES = (
 )  # fmt: skip
 
 
+_ABSENT: dict[str, Any] = dict.fromkeys(NAMES)
+
+
 class BasicProperties:
     """The 14 properties of AMQP 0-9-1; None: absent. `timestamp` in seconds, `expiration` in ms as a text."""
 
-    __slots__ = NAMES
+    @classmethod
+    def received(cls, given: dict[str, Any]) -> BasicProperties:
+        """Those of a delivery, by name; quicker than the constructor."""
+        made = cls.__new__(cls)
+        made.__dict__ = {**_ABSENT, **given} if given else _ABSENT.copy()
+        return made
 
     def __init__(
         self,

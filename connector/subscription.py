@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from queue import Empty
+from typing import NamedTuple
 
 from mikkoo.common import amqp_mailbox as mail
 from mikkoo.common import amqp_methods as methods
@@ -21,8 +21,7 @@ from mikkoo.connector.properties import BasicProperties
 NOT_FOUND = 404  # deleted meanwhile, or its node is down: may come back
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """A message for the callback. `fault`: why its properties could not be read, or ''."""
 
     method: Delivered
@@ -91,7 +90,7 @@ class Subscription:
             raise BrokerLost(f'{self._link.place}: {error}') from None
         self.hand.take(method.delivery_tag)
         try:
-            return Delivery(method, BasicProperties(**mail.properties(raw.header)), raw.body)
+            return Delivery(method, BasicProperties.received(mail.properties(raw.header)), raw.body)
         except (FrameError, RecursionError) as error:
             return Delivery(method, BasicProperties(), raw.body, f'its properties cannot be read: {error}')
 
