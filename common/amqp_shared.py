@@ -46,6 +46,10 @@ class SharedLink(Link):
         """Send, never wait. BrokerLost: the link is gone; on a channel that is over it goes nowhere."""
         self._io.transmit(data, mailbox)
 
+    def send_soon(self, mailbox: Mailbox, data: bytes) -> None:
+        """Send within milliseconds, together with what follows. For one that is followed by others."""
+        self._io.transmit_soon(data, mailbox)
+
     def ask(self, mailbox: Mailbox, request: bytes, expected: Reply, what: str) -> Fields:
         """Send a request and wait for its answer; its arguments. Raises BrokerLost, ClosedByBroker."""
         self.send(mailbox, request)

@@ -107,6 +107,7 @@ class Transport(io.IO):
         self._silence = 0.0  # seconds without a byte that mean loss; 0: no limit
         self._heard = time.monotonic()
         self._settled = False  # negotiated
+        self._told = False  # that something is deferred
         self._rest = b''  # the beginning of a frame
 
     # Called from other threads
@@ -143,6 +144,17 @@ class Transport(io.IO):
                 return
             waiting = self.stream.push(data)
         if waiting:
+            self._wake()
+
+    def transmit_soon(self, data: bytes, inbox: Inbox) -> None:
+        """The same, but the thread of the socket sends it, with what else there is by then."""
+        with self.lock:
+            self.raise_if_lost()
+            if inbox.over:
+                return
+            self.stream.defer(data)
+            told, self._told = self._told, True
+        if not told:
             self._wake()
 
     def write_frame(self, channel: int, frame_value: pamqp.frame.FrameTypes) -> None:
@@ -224,6 +236,7 @@ class Transport(io.IO):
             ready = dict(poller.poll(self._patience()))
             if wakeup in ready:
                 self._write_trigger_r.recv(4096)
+                self._told = False
             if stream.broken or stream.readable(ready.get(stream.fileno(), 0)):
                 self._read()
             if stream.unsent:
@@ -254,6 +267,8 @@ class Transport(io.IO):
                 if not data:
                     break
                 news = self._parse(data) or news
+                if stream.dry:
+                    break
             if data == b'' or (data is None and stream.broken):
                 raise BrokerLost(f'{self.place}: {stream.broken or "closed by the other side"}')
         finally:

@@ -52,6 +52,8 @@ def properties(given: object) -> bytes:
 
     Raises ValueError that names the property.
     """
+    if given is None:
+        return b'\0\0'
     flags, parts = 0, []
     for name, flag, encode in _PROPERTIES:
         value = getattr(given, name, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from queue import Empty
 from typing import NamedTuple
 
@@ -40,7 +39,7 @@ class Subscription:
             self._number, self._mailbox = link.open_mailbox()
         except ClosedByBroker as error:
             raise _refused(error.closed.code, error.closed.text, queue) from None
-        self.hand = Hand(self._number, partial(link.send, self._mailbox))
+        self.hand = Hand(self._number, self._send)
         self.channel = Channel(link, self.hand)
         self._prefetch = prefetch
 
@@ -81,6 +80,13 @@ class Subscription:
         if type(item) is Cancelled:
             self.begin()
         return None
+
+    def _send(self, frame: bytes) -> None:
+        """At once, unless another message waits and its ack will follow soon."""
+        if self._mailbox.deliveries.empty():
+            self._link.send(self._mailbox, frame)
+        else:
+            self._link.send_soon(self._mailbox, frame)
 
     def _take(self, raw: Raw) -> Delivery:
         try:
