@@ -17,7 +17,7 @@ from tests.servers.proxy import Proxy
 from tests.servers.waiting import until
 from tests.unit.amqp_peer import open_files
 
-CYCLES = int(os.environ.get('MIKKOO_CYCLES', '200'))
+CYCLES = int(os.environ.get('MIKKOO_CYCLES', '1000'))
 
 
 def test_r12_the_message_in_hand_is_finished_the_others_go_back(stage: Stage) -> None:
@@ -163,6 +163,12 @@ def test_stopping_leaves_the_broker_without_consumer_and_connection(stage: Stage
         return stage.vhost not in listed
 
     until(gone, PATIENCE, 'no connection is left', 0.2)
+
+    def told() -> list[str]:
+        return [line for line in stage.rabbitmq.log().splitlines() if f"vhost: '{stage.vhost}'" in line]
+
+    until(lambda: len([line for line in told() if 'closing' in line]) >= 2, PATIENCE, 'both ends are logged')
+    assert not [line for line in told() if '[warning]' in line], 'nobody left without a word'
     assert 'q\t0' in stage.rabbitmq.ctl('list_queues', '--vhost', stage.vhost, 'name', 'consumers')
 
 
