@@ -12,10 +12,14 @@
 --
 --     GRANT mikkoo_producer TO your_application;      -- inserts events
 --     GRANT mikkoo_relay TO the_login_of_mikkood;     -- relays them
+--
+-- A consumer that deduplicates in this database needs, itself:
+--
+--     GRANT USAGE ON SCHEMA mikkoo TO your_consumer; GRANT SELECT, INSERT, DELETE ON mikkoo.inbox TO your_consumer;
 
 DO $mikkoo$
 DECLARE
-    shipped CONSTANT integer := 3;  -- the version that this file makes; each has its upgrade below
+    shipped CONSTANT integer := 4;  -- the version that this file makes; each has its upgrade below
     installed integer;
     owner name;
     role_name name;
@@ -175,6 +179,18 @@ BEGIN
             ADD COLUMN attempts integer NOT NULL DEFAULT 0,
             ADD COLUMN alone boolean NOT NULL DEFAULT false;
         INSERT INTO mikkoo.schema_version (version) VALUES (3);
+    END IF;
+
+    IF installed < 4 THEN
+        -- Consumers' databases need not have PgQ: there mikkoo.connector.INBOX_SQL makes it.
+        CREATE TABLE IF NOT EXISTS mikkoo.inbox (
+            consumer   text NOT NULL,
+            message_id text NOT NULL,
+            handled_at timestamptz NOT NULL DEFAULT now(),
+            CONSTRAINT inbox_pkey PRIMARY KEY (consumer, message_id)
+        );
+        CREATE INDEX IF NOT EXISTS inbox_handled_at ON mikkoo.inbox (consumer, handled_at);
+        INSERT INTO mikkoo.schema_version (version) VALUES (4);
     END IF;
 
     -- Inserting events ----------------------------------------------------------------------------------------
@@ -370,7 +386,7 @@ Returns how many; call it again if that is 10,000.';
     END LOOP;
     REVOKE ALL ON SCHEMA mikkoo FROM PUBLIC;
     REVOKE ALL ON mikkoo.audit, mikkoo.schema_version, mikkoo.dead_letter, mikkoo.failing_event,
-        mikkoo.batch_progress FROM PUBLIC;
+        mikkoo.batch_progress, mikkoo.inbox FROM PUBLIC;
 
     GRANT USAGE ON SCHEMA mikkoo TO mikkoo_producer, mikkoo_relay;
     GRANT EXECUTE ON FUNCTION
@@ -476,6 +492,12 @@ Returns how many; call it again if that is 10,000.';
     COMMENT ON COLUMN mikkoo.batch_progress.saved_at IS 'When this was saved';
     COMMENT ON COLUMN mikkoo.batch_progress.attempts IS 'How many processes opened the batch since it last got on';
     COMMENT ON COLUMN mikkoo.batch_progress.alone IS 'The first event behind is relayed alone: it ended processes';
+    COMMENT ON TABLE mikkoo.inbox IS 'Messages that consumers with deduplication have handled; pruned by them.';
+    COMMENT ON COLUMN mikkoo.inbox.consumer IS 'SERVICE.CONSUMER, as registered with the connector';
+    COMMENT ON COLUMN mikkoo.inbox.message_id IS 'AMQP property message_id';
+    COMMENT ON COLUMN mikkoo.inbox.handled_at IS 'When the transaction began that handled it';
+    COMMENT ON CONSTRAINT inbox_pkey ON mikkoo.inbox IS 'Each message once for each consumer';
+    COMMENT ON INDEX mikkoo.inbox_handled_at IS 'For pruning by age';
     COMMENT ON CONSTRAINT batch_progress_pkey ON mikkoo.batch_progress IS 'A consumer has one open batch at a time';
 
     -- A transaction around this file goes on as it was.

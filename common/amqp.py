@@ -11,7 +11,7 @@ import random
 import select
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from mikkoo.common import amqp_frames as frames
 from mikkoo.common.amqp_frames import Ack, ChannelClosed, Inbox, Nack, Reply, Returned, Signal, Synced
@@ -46,7 +46,7 @@ class Link:
     @classmethod
     def open(
         cls, settings: BrokerSettings, pulse: Pulse, *, properties: Mapping[str, str], timeout: float = 10.0
-    ) -> Link:
+    ) -> Self:
         """Connect to one of the nodes, tried in random order, `timeout` seconds each.
 
         `properties`: client properties beside our own, shown by the broker.

@@ -54,6 +54,10 @@ class Fields:
     def octet(self) -> int:
         return self.piece(1)[0]
 
+    def number(self) -> int:
+        """An unsigned long of 32 bits."""
+        return int.from_bytes(self.piece(4))
+
     def seconds(self) -> int:
         return int.from_bytes(self.piece(8))
 

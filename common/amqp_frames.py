@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from mikkoo.common.amqp_fields import Fields, FrameError
+from mikkoo.common.amqp_values import short_string
 
 METHOD, HEADER, BODY, HEARTBEAT = 1, 2, 3, 8  # frame types, AMQP 0-9-1 section 4.2.3
 FRAME_END = 0xCE
@@ -118,7 +119,7 @@ def channel_open(channel: int) -> bytes:
 
 
 def channel_close(channel: int) -> bytes:
-    return method(channel, *_CLOSE, _SHORT.pack(200) + _short_string('closed') + bytes(4))
+    return method(channel, *_CLOSE, _SHORT.pack(200) + short_string('closed') + bytes(4))
 
 
 def channel_close_ok(channel: int) -> bytes:
@@ -139,7 +140,7 @@ def exchange_declare_passive(channel: int, name: str) -> bytes:
 
     Raises ValueError for a longer one.
     """
-    names = _short_string(name) + _short_string('direct')
+    names = short_string(name) + short_string('direct')
     return method(channel, 40, 10, bytes(2) + names + b'\1' + bytes(4))
 
 
@@ -186,6 +187,9 @@ class Inbox:
         else:
             raise FrameError(f'a frame of type {kind} on a channel')
         return False
+
+    def wake(self) -> None:
+        """The link is lost, blocked or no longer so; whoever waits for signals hears it from the Bell."""
 
     def owes_answer(self) -> bool:
         """After a Close or CloseOk was fed: whether to send Channel.CloseOk now. Sets `over` where it is due.
@@ -243,13 +247,6 @@ class Inbox:
         text, exchange, key = (self._return.short_text() for _ in range(3))
         self.signals.append(Returned(code, text, exchange, key, self._properties, b''.join(self._body)))
         self._return, self._properties, self._body = None, None, []
-
-
-def _short_string(text: str) -> bytes:
-    data = text.encode()
-    if len(data) > 255:
-        raise ValueError(f'{len(data)} bytes are too long for a name: {text[:40]}...')
-    return bytes((len(data),)) + data
 
 
 def _describe_garbage(data: bytes) -> str:

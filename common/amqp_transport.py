@@ -130,6 +130,7 @@ class Transport(io.IO):
         self._silence = 0.0  # seconds without a byte that mean loss; 0: no limit
         self._heard = time.monotonic()
         self._settled = False  # negotiated
+        self._told = False  # that something is deferred
         self._rest = b''  # the beginning of a frame
 
     # Called from other threads
@@ -168,6 +169,17 @@ class Transport(io.IO):
         if waiting:
             self._wake()
 
+    def transmit_soon(self, data: bytes, inbox: Inbox) -> None:
+        """The same, but the thread of the socket sends it, with what else there is by then."""
+        with self.lock:
+            self.raise_if_lost()
+            if inbox.over:
+                return
+            self.stream.defer(data)
+            told, self._told = self._told, True
+        if not told:
+            self._wake()
+
     def write_frame(self, channel: int, frame_value: pamqp.frame.FrameTypes) -> None:
         """For rabbitpy's Channel0 and Heartbeat, whose threads must not die of a lost link."""
         try:
@@ -175,14 +187,14 @@ class Transport(io.IO):
         except BrokerError as error:
             LOGGER.debug('Not sent: %s', error)
 
-    def open_inbox(self, most: int) -> tuple[int, Inbox]:
-        """A free channel number and where its frames will go."""
+    def open_inbox(self, most: int, inbox: Inbox | None = None) -> tuple[int, Inbox]:
+        """A free channel number and where its frames will go: a new Inbox, or the one that is given."""
         with self.lock:
             self.raise_if_lost()
             number = next((n for n in range(1, most + 1) if n not in self.inboxes), 0)
             if not number:
                 raise BrokerLost(f'{self.place}: all {most} channels are in use')
-            inbox = self.inboxes[number] = Inbox()
+            inbox = self.inboxes[number] = inbox or Inbox()
         return number, inbox
 
     def raise_if_lost(self) -> None:
@@ -198,7 +210,7 @@ class Transport(io.IO):
         self._channels[0].put(None)  # ends Channel0's loop
         self._stop_requested.set()
         self._wake()
-        self._bell.ring()
+        self._announce()
 
     def stop(self) -> None:
         self.lose(BrokerLost(f'{self.place}: the connection was disposed of'))
@@ -247,6 +259,7 @@ class Transport(io.IO):
             ready = dict(poller.poll(self._patience()))
             if wakeup in ready:
                 self._write_trigger_r.recv(4096)
+                self._told = False
             if stream.broken or stream.readable(ready.get(stream.fileno(), 0)):
                 self._read()
             if stream.unsent:
@@ -277,6 +290,8 @@ class Transport(io.IO):
                 if not data:
                     break
                 news = self._parse(data) or news
+                if stream.dry:
+                    break
             if data == b'':
                 raise self._ended(stream.broken or 'closed by the other side', True)
             if data is None and stream.broken:
@@ -344,7 +359,7 @@ class Transport(io.IO):
         """During an alarm the broker reads nothing, for as long as it likes: the kernel must not give up."""
         dial.set_user_timeout(self.stream.sock, 0 if reason else dial.USER_TIMEOUT)
         self.blocked = reason
-        self._bell.ring()
+        self._announce()
 
     def _answer_close(self, code: int, text: str) -> NoReturn:
         self.transmit(pamqp.frame.marshal(commands.Connection.CloseOk(), 0))
@@ -369,6 +384,14 @@ class Transport(io.IO):
         self.stream.flush()
         if not self.stream.unsent or self.stream.unsent < LOW_WATER <= before:
             self._bell.ring()
+
+    def _announce(self) -> None:
+        """Lost, blocked or not: tell all who wait."""
+        self._bell.ring()
+        with self.lock:
+            inboxes = list(self.inboxes.values())
+        for inbox in inboxes:
+            inbox.wake()
 
     def _wake(self) -> None:
         try:

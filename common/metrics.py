@@ -31,14 +31,15 @@ SAMPLE = 10  # values of one timing in one flush
 PACKET = 1432  # bytes: what one Ethernet frame carries, with room for tunnels
 
 COUNTER, GAUGE, TIMING = 'counter', 'gauge', 'timing'
-WORKER, SUPERVISOR, EVERY = 'worker', 'supervisor', 'every'
+WORKER, SUPERVISOR, CONNECTOR, EVERY = 'worker', 'supervisor', 'connector', 'every'
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What is measured. `process`: who counts it: a worker, the supervisor or every process.
+    """What is measured. `process`: who counts it: a worker, the supervisor, a service's consumer or every
+    process.
 
     A name with '<call>' in it stands for a family; `Metrics.timing` puts its `call` there.
     """
@@ -85,6 +86,12 @@ CHILDREN_RUNNING = Metric('children.running', GAUGE, 'processes', SUPERVISOR, 'c
 CHILDREN_RESTARTS = Metric('children.restarts', COUNTER, 'processes', SUPERVISOR, 'children started again')
 RELOADS = Metric('reloads', COUNTER, 'reloads', SUPERVISOR, 'configurations accepted')
 RELOAD_FAILURES = Metric('reload_failures', COUNTER, 'reloads', SUPERVISOR, 'configurations refused')
+HANDLED = Metric('handled', COUNTER, 'messages', CONNECTOR, 'whose callback returned, and duplicates')
+CALLBACK_FAILED = Metric('callback_failed', COUNTER, 'attempts', CONNECTOR, 'callbacks that raised')
+DEAD_LETTERED = Metric('dead_lettered', COUNTER, 'messages', CONNECTOR, 'put into the dead-letter queue')
+DUPLICATES = Metric('duplicates', COUNTER, 'messages', CONNECTOR, 'dropped: handled before')
+SUBSCRIBED = Metric('subscribed', COUNTER, 'connections', CONNECTOR, 'times that the consumer subscribed')
+LOST = Metric('lost', COUNTER, 'connections', CONNECTOR, 'connections lost or refused')
 LOG_DROPPED = Metric(
     'log.dropped',
     COUNTER,
@@ -105,7 +112,9 @@ def named(name: str) -> Metric:
 
 
 class Metrics:
-    """What one process counts. `scope`: 'supervisor' or 'worker.NAME'; in statsd `prefix.scope.metric`.
+    """What one process, or thread of a service, counts. Not for several threads at once.
+
+    `scope`: 'supervisor', 'worker.NAME' or 'connector.SERVICE.NAME'; in statsd `prefix.scope.metric`.
 
     Starts a thread when it first flushes a statsd host that is a name, so make it after a daemon's forks.
     """

@@ -142,7 +142,7 @@ class Consumer:
         self._key = lock_key(queue, name)
         self.keeper = Keeper(session, queue, name)
         self.keeps = False  # whether mikkoo.sql keeps dead letters and progress here; `register` finds out
-        self._raw: bool | None = None  # whether event_retry_raw is granted; `register` finds out
+        self._raw = False  # whether event_retry_raw is granted; `register` finds out
 
     def own(self) -> bool:
         """Become the one process that relays for this consumer: a session's advisory lock. Does not wait."""
@@ -177,7 +177,7 @@ class Consumer:
                 f'{self._session.where}: {found}: see "After a restore" in docs/operations.md'
             )
         self.keeps = self.keeper.available()
-        self._has_raw()
+        self._raw = not lacking(self._session, RETRYING)
         for attempt in range(REGISTER_ATTEMPTS):
             try:
                 self._call('register_consumer', REGISTER, self.queue, self.name)
@@ -274,7 +274,7 @@ class Consumer:
 
         `register` has found out: a question here could be interrupted, with messages in nobody's hands.
         """
-        return bool(self._raw) and _weight(row) <= RAW_LIMIT
+        return self._raw and _weight(row) <= RAW_LIMIT
 
     def move_retries(self) -> int:
         """Put retries that are due back into their queues, where mikkoo.sql is installed; how many."""
@@ -324,9 +324,8 @@ class Consumer:
             raise DatabaseError(f'queue "{self.queue}": nothing here keeps dead letters', '42P01')
 
     def _retry(self, batch: Batch, retries: Sequence[Retry]) -> None:
-        has_raw = self._has_raw()
-        raw = [retry for retry in retries if has_raw and _weight(retry.row) <= RAW_LIMIT]
-        copied = [retry for retry in retries if not has_raw or _weight(retry.row) > RAW_LIMIT]
+        raw = [retry for retry in retries if self._raw and _weight(retry.row) <= RAW_LIMIT]
+        copied = [retry for retry in retries if not self._raw or _weight(retry.row) > RAW_LIMIT]
         for start in range(0, len(raw), RAW_AT_ONCE):
             due = raw[start : start + RAW_AT_ONCE]
             if not self._retry_raw(due):
@@ -334,11 +333,6 @@ class Consumer:
                     self._retry_raw([retry])  # False: it is in the retry queue already
         for retry in copied:
             self._call('event_retry', RETRY, batch.id, retry.row[0], retry.at)
-
-    def _has_raw(self) -> bool:
-        if self._raw is None:
-            self._raw = not lacking(self._session, RETRYING)
-        return self._raw
 
     def _retry_raw(self, retries: Sequence[Retry]) -> bool:
         """False, and nothing is done: one of them is in the retry queue already."""

@@ -174,6 +174,11 @@ class Session:
         except (ValueError, OverflowError) as error:  # no text, or a time past the year 9999
             raise DatabaseError(f'{self.where}: a value that Python cannot hold: {error}', '22003') from error
 
+    def run(self, sql: str, args: Sequence[object] = ()) -> tuple[list[tuple[Any, ...]], int]:
+        """As `fetch`; the rows, and how many the statement gave or changed (-1: it does not tell)."""
+        cursor = self._run(sql, args, 'an answer')
+        return (cursor.fetchall() if cursor.description else []), cursor.rowcount
+
     def one(
         self, sql: str, args: Sequence[object] = (), *, waits: str = 'an answer'
     ) -> tuple[Any, ...] | None:

@@ -34,6 +34,7 @@ class Stream:
         self.unsent = self.sent = self.received = 0
         self.broken = ''
         self.ended = False
+        self.dry = False  # the last `receive` emptied it
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -59,6 +60,12 @@ class Stream:
             if len(self._pending) == 1:
                 self.flush()
             return bool(self._pending)
+
+    def defer(self, data: bytes) -> None:
+        """Queue it behind what is not sent yet, for the next `push` or `flush`."""
+        with self._lock:
+            self._pending.append(memoryview(data))
+            self.unsent += len(data)
 
     def flush(self) -> None:
         """Give the kernel what it takes."""
@@ -89,6 +96,8 @@ class Stream:
             return None
         self._write_wants_read = False
         self.received += len(data)
+        # A plain socket that gave less than was asked for is empty. One that is broken is read to its end.
+        self.dry = self._most is None and len(data) < READ_SIZE and not self.broken
         return data
 
     def wanted(self) -> int:

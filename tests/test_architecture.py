@@ -127,6 +127,15 @@ def test_a_child_loads_no_more_than_it_needs(module: str) -> None:
     assert loaded.isdisjoint(NOT_IN_CHILDREN), loaded & set(NOT_IN_CHILDREN)
 
 
+def test_a_service_loads_no_more_than_it_needs() -> None:
+    """No pika at run time; PostgreSQL's and Sentry's libraries where they are asked for."""
+    code = 'import sys, mikkoo.connector; print(*sys.modules, sep="\\n")'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, cwd='/')
+    loaded = set(done.stdout.split())
+    assert 'mikkoo.connector.connector' in loaded
+    assert loaded.isdisjoint([*NOT_IN_CHILDREN, 'pika', 'psycopg2', 'sentry_sdk'])
+
+
 def test_the_rules_catch_what_they_forbid(tmp_path: Path) -> None:
     """The reader behind the rules sees every form of import."""
     file = tmp_path / 'room.py'

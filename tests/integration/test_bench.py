@@ -54,3 +54,12 @@ def test_the_schedule_of_chaos_is_its_seed() -> None:
     for step in steps:
         places = [KINDS[kind].place for kind in step.kinds]
         assert len(set(places)) == len(places), 'no two faults of one place at once'
+
+
+def test_connector(tmp_path: Path) -> None:
+    path = tmp_path / 'rates.json'
+    options = ('--no-peer', '--messages', '300', '--published', '100', '--runs', '1', '--json', str(path))
+    assert 'times pika' in bench('bench.connector', *options)
+    assert set(json.loads(path.read_text())) == {
+        'consume mikkoo', 'consume pika', 'publish mikkoo', 'publish pika', 'publish many',
+    }  # fmt: skip

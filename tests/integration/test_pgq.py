@@ -335,6 +335,7 @@ def revoke_raw(database: Database) -> None:
 def test_retries_are_counted(relay: Relay, database: Database, granted: bool) -> None:
     if not granted:
         revoke_raw(database)
+        relay.consumer.register()
     insert(database, 'good', 'bad', 'ä"\'\\')
     tick(database)
     [_, first, odd] = relay.relay(retry=lambda row: row[5] != 'good')

@@ -55,7 +55,7 @@ def test_every_metric_is_registered_once_and_has_all_its_fields() -> None:
     assert len(metrics.REGISTRY) == len({id(metric) for metric in metrics.REGISTRY.values()}) > 20
     for metric in metrics.REGISTRY.values():
         assert metric.kind in {metrics.COUNTER, metrics.GAUGE, metrics.TIMING}
-        assert metric.process in {metrics.WORKER, metrics.SUPERVISOR, metrics.EVERY}
+        assert metric.process in {metrics.WORKER, metrics.SUPERVISOR, metrics.CONNECTOR, metrics.EVERY}
         assert metric.unit
         assert metric.help
         assert metrics.named(metric.name) is metric
@@ -140,7 +140,7 @@ def test_a_flood_of_timings_is_a_few_values_that_state_their_rate(server: Statsd
 def test_many_metrics_are_split_into_packets(server: StatsdServer) -> None:
     numbers = Metrics(to(server), 'worker.' + 'long' * 20)
     for metric in metrics.REGISTRY.values():
-        if metric.kind == metrics.COUNTER and metric.process != metrics.SUPERVISOR:
+        if metric.kind == metrics.COUNTER and metric.process in (metrics.WORKER, metrics.EVERY):
             numbers.count(metric, 10**12)
     for i in range(30):
         numbers.timing(metrics.PGQ, i, f'call{i}')
