@@ -6,7 +6,7 @@ packets below 1,432 bytes: counters as their sum, gauges as their last value, an
 (`3.2|ms|@0.01`), so that its counts, means and percentiles hold whatever the flood.
 
 Nothing here blocks: the socket does not, and a host is looked up in a thread, again every few minutes.
-(Longer than a file should be: a third of it is the registry, which has to be in one place.)
+(More lines than a file should have: a third of it is the registry, which has to be in one place.)
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Subscription:
         self.hand.take(method.delivery_tag)
         try:
             return Delivery(method, BasicProperties.received(mail.properties(raw.header)), raw.body)
-        except (FrameError, RecursionError) as error:
+        except FrameError as error:
             return Delivery(method, BasicProperties(), raw.body, f'its properties cannot be read: {error}')
 
 

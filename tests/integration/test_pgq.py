@@ -448,6 +448,7 @@ def test_a_batch_that_somebody_else_finished_is_not_settled(
 ) -> None:
     if not granted:
         revoke_raw(database)
+        relay.consumer.register()
     insert(database, 'a')
     tick(database)
     batch = relay.next_batch()

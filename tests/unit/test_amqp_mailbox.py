@@ -185,7 +185,7 @@ def test_tables_that_are_nested_too_deeply() -> None:
     data = b''
     for _ in range(5000):
         data = b'\1dF' + len(data).to_bytes(4) + data
-    with pytest.raises(RecursionError):
+    with pytest.raises(FrameError, match='nested too deeply'):
         mail.properties(bytes(12) + b'\x20\0' + len(data).to_bytes(4) + data)
 
 
