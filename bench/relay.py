@@ -1,21 +1,25 @@
-"""The whole relay, from PgQ to the last confirm: `python -m bench.relay [--events N] [--runs N]`.
+"""The whole relay, from PgQ to the last confirm: `python -m bench.relay [--events N] [--runs N] [--pin]`.
 
 Starts a PostgreSQL (fsync on) and a RabbitMQ of its own. Each run inserts events in one transaction, ticks,
 and measures from the moment when the relay takes the batch until PgQ has it back finished: messages a second,
 CPU microseconds a message (user and system) and peak resident memory of the worker process. Beside it, run in
-turn, Mikkoo 3.0.0 from PyPI in an environment of its own. 200-byte JSON bodies, one property and two headers,
-a classic durable queue, nobody consuming.
+turn: Mikkoo 3.0.0 from PyPI in an environment of its own, and the ceiling, the same bytes ready-made on a
+bare socket (bench.ceiling). 200-byte JSON bodies, one property and two headers, a classic durable queue,
+nobody consuming. With --pin RabbitMQ has the last core to itself, on every side, and all else the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,6 +39,7 @@ INSERT = """
     from generate_series(1, %s)
 """
 PATIENCE = 600.0  # seconds for one batch
+OURS, PEER, CEILING = 'mikkoo 4', 'mikkoo 3.0.0', 'bare socket'
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Bench:
 
     def run(self, name: str, command: list[str], events: int, confirm: bool) -> Result:
         """One side relays one batch of events on a queue of its own."""
-        queue = f'{name}_{time.time_ns()}'
+        queue = f'{name}_{time.time_ns()}'.replace(' ', '_').replace('.', '_')
         self._channel.queue_purge(EXCHANGE)
         self._value('select pgq.create_queue(%s)', queue)
         self._value("select pgq.set_queue_config(%s, 'ticker_max_lag', '0')", queue)
@@ -84,6 +89,14 @@ class Bench:
             self._value(INSERT, queue, BODY, EXCHANGE, PROPERTIES, HEADERS, events)
             self._value('checkpoint')
             return self._measure(side, queue, events, confirm)
+
+    def ceiling(self, count: int) -> Result:
+        """A bare socket publishes as many ready-made messages, with confirms."""
+        self._channel.queue_purge(EXCHANGE)
+        command = [sys.executable, '-m', 'bench.ceiling', str(self._port), EXCHANGE, str(count)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        seconds, cpu, peak = (json.loads(done.stdout)[key] for key in ('seconds', 'cpu', 'peak'))
+        return Result(CEILING, True, count, seconds, count / seconds, cpu / count * 1e6, peak / 1024)
 
     def _relay_some(self, side: Side, queue: str, events: int) -> None:
         self._value(INSERT, queue, BODY, EXCHANGE, PROPERTIES, HEADERS, events)
@@ -135,19 +148,28 @@ class Bench:
         return row[0] if row else None
 
 
+def pin(rabbitmq: RabbitServer) -> None:
+    """RabbitMQ gets the last core; this process and all that it starts from now on the others."""
+    *others, last = sorted(os.sched_getaffinity(0))
+    if not others:
+        raise SystemExit('--pin needs two cores')
+    for thread in Path(f'/proc/{rabbitmq.pid}/task').iterdir():
+        os.sched_setaffinity(int(thread.name), {last})
+    os.sched_setaffinity(0, others)
+
+
 @contextmanager
-def bench() -> Iterator[Bench]:
+def bench(pinned: bool = False) -> Iterator[Bench]:
     """Servers of its own for the time of the benchmark."""
-    with (
-        tempfile.TemporaryDirectory(prefix='mikkoo-bench-') as folder,
-        PostgresServer(fsync=True) as postgres,
-        RabbitServer() as rabbitmq,
-    ):
-        made = Bench(postgres, rabbitmq, Path(folder))
-        try:
-            yield made
-        finally:
-            made.close()
+    with tempfile.TemporaryDirectory(prefix='mikkoo-bench-') as folder, RabbitServer() as rabbitmq:
+        if pinned:
+            pin(rabbitmq)
+        with PostgresServer(fsync=True) as postgres:
+            made = Bench(postgres, rabbitmq, Path(folder))
+            try:
+                yield made
+            finally:
+                made.close()
 
 
 def median(results: list[Result], side: str, confirm: bool, field: str) -> float:
@@ -157,16 +179,30 @@ def median(results: list[Result], side: str, confirm: bool, field: str) -> float
 
 
 def print_table(results: list[Result]) -> None:
-    """Medians by side, and the ratio of the rates."""
-    print(f'\n{"":22}{"msg/s":>10}{"CPU µs/msg":>12}{"peak MiB":>10}')
+    """Medians by side, and our rate as a multiple of each other side's."""
+    print(f'\n{"":22}{"msg/s":>10}{"CPU µs/msg":>12}{"peak MiB":>10}{"ours/it":>9}')
     for confirm in (True, False):
         sides = dict.fromkeys(result.side for result in results if result.confirm is confirm)
+        rates = {side: median(results, side, confirm, 'rate') for side in sides}
         for side in sides:
-            rate, cpu, peak = (median(results, side, confirm, field) for field in ('rate', 'cpu', 'peak'))
-            print(f'{side + (", confirms" if confirm else ", none"):22}{rate:10,.0f}{cpu:12.1f}{peak:10.1f}')
-        if len(sides) == 2:
-            first, second = (median(results, side, confirm, 'rate') for side in sides)
-            print(f'{"ratio of the rates":22}{first / second:10.1f}')
+            cpu, peak = (median(results, side, confirm, field) for field in ('cpu', 'peak'))
+            name = side + (', confirms' if confirm else ', none')
+            print(f'{name:22}{rates[side]:10,.0f}{cpu:12.1f}{peak:10.1f}{rates[OURS] / rates[side]:9.2f}')
+
+
+def measure(
+    made: Bench, options: argparse.Namespace, sides: Sequence[tuple[str, list[str], int]]
+) -> Iterator[Result]:
+    """Every run of every side, interleaved."""
+    for number in range(options.runs):
+        for confirm in (True, False) if options.unconfirmed else (True,):
+            for name, command, events in sides:
+                result = made.run(name, command, events, confirm)
+                print(f'run {number + 1}: {result}', flush=True)
+                yield result
+        result = made.ceiling(options.events)
+        print(f'run {number + 1}: {result}', flush=True)
+        yield result
 
 
 def main() -> None:
@@ -174,28 +210,33 @@ def main() -> None:
     parser.add_argument('--events', type=int, default=20_000, help='events in a batch (default %(default)s)')
     parser.add_argument('--peer-events', type=int, default=5_000, help="in the peer's (default %(default)s)")
     parser.add_argument('--runs', type=int, default=3, help='runs of each side (default %(default)s)')
-    parser.add_argument('--no-peer', action='store_true', help='this relay alone')
+    parser.add_argument('--pin', action='store_true', help='RabbitMQ on a core of its own')
+    parser.add_argument('--no-peer', action='store_true', help='without Mikkoo 3.0.0')
     parser.add_argument('--unconfirmed', action='store_true', help='also without publisher confirms')
     parser.add_argument('--peer-folder', type=Path, help="the peer's environment, kept (default: made anew)")
     parser.add_argument('--json', type=Path, help='write every run here')
     options = parser.parse_args()
-    results: list[Result] = []
-    with bench() as made, tempfile.TemporaryDirectory(prefix='mikkoo-peer-') as scratch:
-        sides = [('mikkoo 4', ours(), options.events)]
+    with bench(options.pin) as made, tempfile.TemporaryDirectory(prefix='mikkoo-peer-') as scratch:
+        sides = [(OURS, ours(), options.events)]
         if not options.no_peer:
-            sides.append(('mikkoo 3.0.0', peer(options.peer_folder or Path(scratch)), options.peer_events))
-        for number in range(options.runs):
-            for confirm in (True, False) if options.unconfirmed else (True,):
-                for name, command, events in sides:
-                    result = made.run(name.replace(' ', '_').replace('.', '_'), command, events, confirm)
-                    results.append(result)
-                    print(f'run {number + 1}: {result}', flush=True)
+            sides.append((PEER, peer(options.peer_folder or Path(scratch)), options.peer_events))
+        results = list(measure(made, options, sides))
     print_table(results)
     if options.json:
-        machine = {'machine': platform.platform(), 'python': platform.python_version()}
         options.json.write_text(
-            json.dumps({**machine, 'runs': [asdict(result) for result in results]}, indent=1)
+            json.dumps(
+                {**machine(), 'pinned': options.pin, 'runs': [asdict(one) for one in results]}, indent=1
+            )
         )
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        'machine': platform.platform(),
+        'cores': os.cpu_count(),
+        'python': platform.python_version(),
+    }
 
 
 if __name__ == '__main__':
