@@ -439,7 +439,18 @@ def test_what_only_the_server_can_copy_cannot_be_put_back(
     large, small = relay.read(relay.next_batch())
     assert [relay.consumer.may_put_back(row) for row in (large, small)] == [False, True]
     revoke_raw(database)
-    assert not open_relay(relay.url).consumer.may_put_back(small)
+    other = open_relay(relay.url)
+    other.consumer.register()
+    assert not other.consumer.may_put_back(small)
+
+
+def test_whether_an_event_can_be_put_back_is_known_without_asking(relay: Relay, database: Database) -> None:
+    """A stop or a loss in the midst of that would find messages that nobody holds."""
+    insert(database, 'small')
+    tick(database)
+    [small] = relay.read(relay.next_batch())
+    relay.control.close()
+    assert relay.consumer.may_put_back(small)
 
 
 @pytest.mark.parametrize('granted', [True, False], ids=['event_retry_raw', 'event_retry'])
