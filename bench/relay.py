@@ -148,22 +148,26 @@ class Bench:
         return row[0] if row else None
 
 
-def pin(rabbitmq: RabbitServer) -> None:
-    """RabbitMQ gets the last core; this process and all that it starts from now on the others."""
-    *others, last = sorted(os.sched_getaffinity(0))
-    if not others:
+@contextmanager
+def broker(pinned: bool) -> Iterator[RabbitServer]:
+    """A RabbitMQ; `pinned`: on the last core, with one scheduler for it, and all else on the others."""
+    everywhere = os.sched_getaffinity(0)
+    *others, last = sorted(everywhere)
+    if pinned and not others:
         raise SystemExit('--pin needs two cores')
-    for thread in Path(f'/proc/{rabbitmq.pid}/task').iterdir():
-        os.sched_setaffinity(int(thread.name), {last})
-    os.sched_setaffinity(0, others)
+    os.sched_setaffinity(0, {last} if pinned else everywhere)
+    try:
+        with RabbitServer() as rabbitmq:
+            os.sched_setaffinity(0, others if pinned else everywhere)
+            yield rabbitmq
+    finally:
+        os.sched_setaffinity(0, everywhere)
 
 
 @contextmanager
 def bench(pinned: bool = False) -> Iterator[Bench]:
     """Servers of its own for the time of the benchmark."""
-    with tempfile.TemporaryDirectory(prefix='mikkoo-bench-') as folder, RabbitServer() as rabbitmq:
-        if pinned:
-            pin(rabbitmq)
+    with tempfile.TemporaryDirectory(prefix='mikkoo-bench-') as folder, broker(pinned) as rabbitmq:
         with PostgresServer(fsync=True) as postgres:
             made = Bench(postgres, rabbitmq, Path(folder))
             try:

@@ -1,5 +1,8 @@
 """Times Translator and encoder, the pure half of the relay's hot path, and prints a table.
 
+"templates": both, as the relay does it. "new": of events that each have headers of their own, which shows
+what looking for a template costs where there is none.
+
 python bench/translate.py [EVENTS]
 """
 
@@ -7,12 +10,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from mikkoo.worker.event import Event
+from mikkoo.worker.event import Event, Message
 from mikkoo.worker.frames import encoder
+from mikkoo.worker.templates import TemplateTranslator
 from mikkoo.worker.translate import Translator
 
 ROUNDS = 5  # the best one counts: the others were disturbed
@@ -48,27 +52,57 @@ def events(count: int, properties: str | None, headers: str | None) -> list[Even
     ]
 
 
-def microseconds(function: Callable[[Any], Any], items: Iterable[Any], count: int) -> float:
-    """CPU time per item of the fastest round."""
+def different(rows: list[Event]) -> list[Event]:
+    """Events of which each has headers of its own, so that no template is of use."""
+    return [row._replace(extra4=f'{{"customer": "c-{row.id}", "schema": 3}}') for row in rows]
+
+
+def microseconds(make: Callable[[], Callable[[Any], Any]], items: list[Any]) -> float:
+    """CPU time per item of the fastest round, each with a function newly made."""
     best = float('inf')
     for _ in range(ROUNDS):
+        function = make()
         started = time.process_time_ns()
         for item in items:
             function(item)
         best = min(best, time.process_time_ns() - started)
-    return best / count / 1000
+    return best / len(items) / 1000
+
+
+def plain() -> Translator:
+    return Translator(database='bench', queue='bench', origin='bench.example.com', username='guest')
+
+
+def encoding() -> Callable[[Message], bytes]:
+    return encoder(1, 131_072)
+
+
+def plainly() -> Callable[[Event], bytes]:
+    translate, encode = plain(), encoding()
+    return lambda event: encode(translate(event))
+
+
+def by_templates() -> Callable[[Event], bytes]:
+    translate, encode = TemplateTranslator(plain()), encoding()
+    return lambda event: encode(translate(event))
 
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
-    print(f'{"µs CPU an event, 200-byte body":32} {"translate":>9} {"encode":>9} {"both":>9}')
-    for shape, columns in SHAPES.items():
-        translate = Translator(database='bench', queue='bench', origin='bench.example.com', username='guest')
-        encode = encoder(1, 131_072)
-        rows = events(count, *columns)
-        first = microseconds(translate, rows, count)
-        second = microseconds(encode, [translate(row) for row in rows], count)
-        print(f'{shape:32} {first:9.2f} {second:9.2f} {first + second:9.2f}')
+    columns = ('translate', 'encode', 'both', 'templates', 'both, new', 'templates, new')
+    print(f'{"µs CPU an event, 200-byte body":32}' + ''.join(f'{column:>15}' for column in columns))
+    for shape, texts in SHAPES.items():
+        rows = events(count, *texts)
+        new = different(rows)
+        figures = (
+            microseconds(plain, rows),
+            microseconds(encoding, list(map(plain(), rows))),
+            microseconds(plainly, rows),
+            microseconds(by_templates, rows),
+            microseconds(plainly, new),
+            microseconds(by_templates, new),
+        )
+        print(f'{shape:32}' + ''.join(f'{figure:15.2f}' for figure in figures))
 
 
 if __name__ == '__main__':

@@ -79,7 +79,9 @@ class Pulse:
         """Say that the loop moves, and hear the supervisor. Cheap; call it once a slice in a busy loop."""
         self._waits = waits
         now = time.monotonic()
-        if now >= self._due():
+        # The numbers, which are many, are looked at only where a report might be due.
+        soonest = min(self._beaten_at + BEAT_INTERVAL, self._reported_at + REPORT_INTERVAL)
+        if now >= soonest and now >= self._due():
             self._say(now)
         self._hear()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
+
+from mikkoo.common.amqp_fields import Fields
 
 
 class Event(NamedTuple):
@@ -36,3 +38,28 @@ class Message(NamedTuple):
     routing_key: str
     properties: Mapping[str, Any]
     body: bytes
+
+
+class Encoded(Mapping[str, Any]):
+    """Properties that are encoded already, and read only where somebody asks for one of them.
+
+    `flags`, `encoded`: property flags and list, AMQP 0-9-1 section 4.2.6.1.
+    """
+
+    __slots__ = ('encoded', 'flags')
+
+    def __init__(self, flags: int, encoded: bytes) -> None:
+        self.flags = flags
+        self.encoded = encoded
+
+    def __getitem__(self, name: str) -> Any:
+        return self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return self.flags.bit_count()
+
+    def _read(self) -> dict[str, Any]:
+        return Fields(self.flags.to_bytes(2) + self.encoded).properties()

@@ -15,7 +15,7 @@ from types import NoneType
 from typing import Any
 
 from mikkoo.common.errors import EventError
-from mikkoo.worker.event import Message
+from mikkoo.worker.event import Encoded, Message
 
 DEFAULT_FRAME_MAX = 131_072  # bytes; RabbitMQ's own. In tuning, 0 says "no limit"
 FRAME_OVERHEAD = 8  # bytes around a frame's payload: type, channel, size; end
@@ -63,7 +63,10 @@ def encoder(channel: int, frame_max: int) -> Callable[[Message], bytes]:
 
     def encode(message: Message) -> bytes:
         exchange, routing_key, properties, body = message
-        flags, encoded = _properties(properties)
+        if type(properties) is Encoded:
+            flags, encoded = properties.flags, properties.encoded
+        else:
+            flags, encoded = encode_properties(properties)
         if len(encoded) > largest_properties:
             raise EventError('headers', f'{len(encoded):,} bytes do not fit a frame: {largest_properties:,}')
         size = len(body)
@@ -108,8 +111,8 @@ def shown(value: object) -> str:
     return reprlib.repr(value)[:80]
 
 
-def _properties(properties: Mapping[str, Any]) -> tuple[int, bytes]:
-    """Property flags and list, AMQP 0-9-1 section 4.2.6.1."""
+def encode_properties(properties: Mapping[str, Any]) -> tuple[int, bytes]:
+    """Property flags and list, AMQP 0-9-1 section 4.2.6.1. Raises EventError, as `encoder` tells."""
     flags = 0
     parts = []
     for name, flag, encode in PROPERTIES:

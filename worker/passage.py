@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from mikkoo.common.errors import DatabaseError, EventError, Stopping
 from mikkoo.common.pgq import Batch, Opening, Reader, Stage
 from mikkoo.common.pulse import Pulse
-from mikkoo.worker.event import Event
+from mikkoo.worker.event import Event, Message
 from mikkoo.worker.isolation import PROOF, Way
 from mikkoo.worker.outlet import Outlet
 from mikkoo.worker.settling import Settling
-from mikkoo.worker.translate import Translator
 from mikkoo.worker.verdict import Failure, Kind
 
 LOGGER = logging.getLogger('mikkoo.worker')
@@ -28,7 +27,7 @@ class Passage:
         self,
         batch: Batch,
         reader: Reader,
-        translate: Translator,
+        translate: Callable[[Event], Message],
         outlet: Outlet,
         settling: Settling,
         pulse: Pulse,

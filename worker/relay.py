@@ -25,6 +25,7 @@ from mikkoo.worker.identity import origin
 from mikkoo.worker.outlet import Outlet
 from mikkoo.worker.passage import Passage
 from mikkoo.worker.settling import Settling
+from mikkoo.worker.templates import TemplateTranslator
 from mikkoo.worker.translate import DeduplicatingTranslator, Translator
 
 LOGGER = logging.getLogger('mikkoo.worker')
@@ -51,7 +52,7 @@ class Relay:
         self._consumer: Consumer | None = None
         self._reader: Reader | None = None
         self._former: list[Backend] = []  # of the sessions that were dropped
-        self._translate: Translator | None = None
+        self._translate: TemplateTranslator | None = None
         self._passage: Passage | None = None  # of the batch in hand
         self._opened: Batch | None = None  # the last one that this process opened
         self._due: list[float] = []  # when our retries are due, monotonic; a heap
@@ -123,12 +124,12 @@ class Relay:
             self._pulse.state('standby', reason)
             self._pulse.sleep(reason, STANDBY_INTERVAL)
 
-    def _translator(self) -> Translator:
+    def _translator(self) -> TemplateTranslator:
         assert self._control is not None
         row = self._control.one('select current_database()')
         assert row is not None
         kind = DeduplicatingTranslator if self._settings.deduplication_header else Translator
-        return kind(
+        plain = kind(
             database=row[0],
             queue=self._settings.queue,
             origin=self._origin,
@@ -136,6 +137,7 @@ class Relay:
             username=self._settings.rabbitmq.username,
             on_warning=self._on_warning,
         )
+        return TemplateTranslator(plain)
 
     def _check_schema(self, consumer: Consumer) -> None:
         version = consumer.schema_version()

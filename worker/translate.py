@@ -25,6 +25,8 @@ ROUTE_HEADERS = (
 
 DEDUPLICATION_HEADER = 'x-deduplication-header'  # of the plugin rabbitmq_message_deduplication
 
+Marks = tuple[str, int, str, int]  # id, seconds since 1970, time as text, sequence number
+
 UNKNOWN_PROPERTY = 'unknown_property'
 HEADERS_NOT_OBJECT = 'headers_not_object'
 
@@ -58,19 +60,23 @@ class Translator:
         self._username = username
         self._sequence = Sequence() if sequence is None else sequence
         self._on_warning = on_warning
+        self.warned = 0  # how many times something was ignored
         self._second = -1
         self._second_text = ''
 
     def __call__(self, event: Event) -> Message:
-        seconds, microseconds = self._moment(event.time)
-        event_id = self._event_id(event.id, seconds * 1_000_000 + microseconds)
+        return self.compose(event, self.mark(event))
+
+    def compose(self, event: Event, marks: Marks) -> Message:
+        """The message of an event and what `mark` gave for it."""
+        event_id, seconds, moment, sequence = marks
         given, headers = self._given(event)
         if 'origin' not in headers:
             headers['origin'] = self._origin
         if 'sequence' not in headers:
-            headers['sequence'] = self._sequence()
+            headers['sequence'] = sequence
         if 'timestamp' not in headers:
-            headers['timestamp'] = f'{self._second_text}.{microseconds:06d}+00:00'
+            headers['timestamp'] = moment
         if 'txid' not in headers:
             headers['txid'] = event.txid
         properties = {
@@ -83,21 +89,23 @@ class Translator:
         if not given.get('message_id'):  # an empty one would make equals of different messages
             properties['message_id'] = event_id
         exchange = _name('ev_extra1', event.extra1)
-        return Message(exchange, _name('ev_type', event.type), properties, self._body(event.data))
+        return Message(exchange, _name('ev_type', event.type), properties, self.body(event.data))
 
-    def _moment(self, time: datetime) -> tuple[int, int]:
-        """ev_time as seconds since 1970 and microseconds; keeps the second's text, which neighbours share."""
-        delta = time - EPOCH
+    def mark(self, event: Event) -> Marks:
+        """What this event alone has in its properties; keeps the second's text, which neighbours share."""
+        delta = event.time - EPOCH
         seconds = delta.days * 86_400 + delta.seconds
         if seconds != self._second:
             if seconds < 0:
-                raise EventError('ev_time', f'{time} is before 1970, and no AMQP timestamp is')
+                raise EventError('ev_time', f'{event.time} is before 1970, and no AMQP timestamp is')
             try:
                 self._second_text = (EPOCH + timedelta(seconds=seconds)).isoformat(' ')[:19]
             except OverflowError:
-                raise EventError('ev_time', f'{time} is past the year 9999 in UTC') from None
+                raise EventError('ev_time', f'{event.time} is past the year 9999 in UTC') from None
             self._second = seconds
-        return seconds, delta.microseconds
+        microseconds = delta.microseconds
+        event_id = self._event_id(event.id, seconds * 1_000_000 + microseconds)
+        return event_id, seconds, f'{self._second_text}.{microseconds:06d}+00:00', self._sequence()
 
     def _given(self, event: Event) -> tuple[dict[str, Any], dict[str, Any]]:
         """The properties and the headers that the event itself gives."""
@@ -128,7 +136,8 @@ class Translator:
         self._warn(HEADERS_NOT_OBJECT, f'event {event.id}: ev_extra4 is {found}, not an object: ignored')
         return {}
 
-    def _body(self, data: str | None) -> bytes:
+    def body(self, data: str | None) -> bytes:
+        """The message body of ev_data."""
         try:
             body = data.encode() if data else b''
         except UnicodeEncodeError as error:
@@ -141,6 +150,7 @@ class Translator:
         self._warn(UNKNOWN_PROPERTY, f'event {event.id}: ev_extra3: no property is {name[:80]!r}: ignored')
 
     def _warn(self, kind: str, text: str) -> None:
+        self.warned += 1
         if self._on_warning is not None:
             self._on_warning(kind, text)
 
@@ -148,8 +158,8 @@ class Translator:
 class DeduplicatingTranslator(Translator):
     """Adds RabbitMQ's deduplication header, the message_id, where the event has no header of that name."""
 
-    def __call__(self, event: Event) -> Message:
-        message = super().__call__(event)
+    def compose(self, event: Event, marks: Marks) -> Message:
+        message = super().compose(event, marks)
         properties = message.properties
         properties['headers'].setdefault(DEDUPLICATION_HEADER, properties['message_id'])
         return message

@@ -33,17 +33,17 @@ INSERT = """
 # Python imports a module of this name whenever it starts; nothing of it is in the product.
 ABORTING = """\
 import os, resource
-from mikkoo.worker.translate import Translator
+from mikkoo.worker.templates import TemplateTranslator
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-translate = Translator.__call__
+translate = TemplateTranslator.__call__
 
 def abort_or_translate(self, event):
     if event.data and '"deadly"' in event.data:
         os.abort()
     return translate(self, event)
 
-Translator.__call__ = abort_or_translate
+TemplateTranslator.__call__ = abort_or_translate
 """
 
 
