@@ -2,8 +2,9 @@
 
 `python -m bench.ceiling PORT COUNT` publishes COUNT copies of the very bytes that the relay sends for the
 benchmarks' event, and prints JSON: `started` and `ended` by the monotonic clock, from the first write to the
-last confirm, `cpu` seconds for that and the `peak` KiB of this process. With `--wait` it says `ready` and begins
-with the next line that it reads, so that many can begin together. Without confirms it ends with a round trip.
+last confirm, `cpu` seconds for that and the `peak` KiB of this process. With `--wait` it says `ready` and
+begins with the next line that it reads, so that many can begin together. Without confirms it ends with a
+round trip.
 """
 
 from __future__ import annotations

@@ -42,14 +42,15 @@ def program(
     add_options: Callable[[argparse.ArgumentParser], None],
     run: Callable[[Stage, argparse.Namespace], Report],
     tls: bool = False,
+    **settings: str,
 ) -> None:
-    """A benchmark's `main`: servers of its own, its run, its goals."""
+    """A benchmark's `main`: servers of its own (`settings`: of PostgreSQL), its run, its goals."""
     parser = argparse.ArgumentParser(description=description)
     add_options(parser)
     parser.add_argument('--json', type=Path, help='write the figures here')
     options = parser.parse_args()
     raise_on_signals()
-    with stage(tls=tls) as made:
+    with stage(tls, **settings) as made:
         report = run(made, options)
     finish(report, options)
 
