@@ -54,7 +54,7 @@ class Deliveries:
             if kind == HEADER:
                 (self._left,) = BODY_SIZE.unpack_from(data, start)
                 if not self._left:
-                    self.count += 1
+                    self._take(b'', 0)
             elif kind == BODY:
                 self._take(data[start : start + size] if self.keep else b'', size)
             elif METHOD_ID.unpack_from(data, start) == CANCEL_OK:

@@ -26,8 +26,6 @@ from tests.servers.postgres import PostgresServer
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.waiting import until
 
-SETTLE = 5.0  # seconds after the start before idling is measured
-
 
 @contextmanager
 def product(postgres: PostgresServer, rabbitmq: RabbitServer, count: int) -> Iterator[Product]:
@@ -59,10 +57,10 @@ def private(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith('Private_')) / 1024
 
 
-def idle(made: Product, seconds: float) -> dict[str, float]:
+def idle(made: Product, settle: float, seconds: float) -> dict[str, float]:
     made.started()
     made.until_running()
-    time.sleep(SETTLE)
+    time.sleep(settle)
     pids = list(made.pids().values())
     before, begun = sum(map(cpu, pids)), time.monotonic()
     time.sleep(seconds)
@@ -111,6 +109,7 @@ def reload(made: Product) -> tuple[float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description='Idle cost of many workers; start and reload.')
     parser.add_argument('--workers', type=int, default=20, help='idle ones (default %(default)s)')
+    parser.add_argument('--settle', type=float, default=5, help='s before idling (default %(default)s)')
     parser.add_argument('--seconds', type=float, default=30, help='of idling (default %(default)s)')
     parser.add_argument(
         '--reloaded', type=int, default=50, help='workers of the reload (default %(default)s)'
@@ -121,7 +120,7 @@ def main() -> None:
     figures: dict[str, float] = {}
     with PostgresServer() as postgres, RabbitServer() as rabbitmq:
         with product(postgres, rabbitmq, options.workers) as made:
-            figures |= idle(made, options.seconds)
+            figures |= idle(made, options.settle, options.seconds)
         starts = []
         for _ in range(options.runs):
             with product(postgres, rabbitmq, 1) as made:

@@ -29,7 +29,7 @@ SMALL = {
     'relay': '--no-peer --unconfirmed --events 500 --runs 1',
     'memory': '--events 2000 --bodies 20',
     'latency': '--seconds 1 --rate 100',
-    'fleet': '--workers 2 --seconds 1 --reloaded 8 --runs 1',
+    'fleet': '--workers 2 --settle 0 --seconds 1 --reloaded 8 --runs 1',
     'flat': '--events 4000 --batch 1000 --step 2000',
     'bodies': '--sizes 1000 100000 --total 1000000 --events 300 --change-runs 1',
     'queues': '--counts 1 2 --events 300 --runs 1',
