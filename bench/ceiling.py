@@ -1,32 +1,34 @@
 """What the broker takes: ready-made frames on a bare socket, confirms in flight, and nothing else.
 
-`python -m bench.ceiling PORT EXCHANGE COUNT` publishes COUNT copies of the very bytes that the relay sends
-for the benchmark's event, and prints JSON: `seconds` from the first write to the last confirm, `cpu` seconds
-for that and `peak` KiB of this process.
+`python -m bench.ceiling PORT COUNT` publishes COUNT copies of the very bytes that the relay sends for the
+benchmarks' event, and prints JSON: `started` and `ended` by the monotonic clock, from the first write to the
+last confirm, `cpu` seconds for that and the `peak` KiB of this process. With `--wait` it says `ready` and
+begins with the next line that it reads, so that many can begin together. Without confirms it ends with a
+round trip.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
-import socket
+import os
 import struct
+import sys
 import time
 from datetime import UTC, datetime
 
-from pamqp import commands, frame, header
+from pamqp import commands
 
+from bench.load import EXCHANGE, HEADERS, PROPERTIES, ROUTE, SMALL, body
+from bench.sides import usage_of
+from bench.wire import CHANNEL, FRAME_MAX, Link
 from mikkoo.worker.event import Event
 from mikkoo.worker.frames import encoder
 from mikkoo.worker.translate import Translator
 
-CHANNEL = 1
-FRAME_MAX = 131_072  # bytes
 CHUNK, CHUNK_BYTES = 64, 256 * 1024  # messages, or bytes, in a write
 ACK = struct.Struct('>BHIHHQBB')  # a whole Basic.Ack frame, AMQP 0-9-1 section 1.8.3.13
 BASIC_ACK = (60, 80)
-SILENCE = 60.0  # seconds without an answer that end the run
 
 
 class Confirms:
@@ -54,94 +56,67 @@ class Confirms:
         return self._all_up_to + len(self._single)
 
 
-class Bare:
-    """A socket that has logged in, with a channel in confirm mode."""
-
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(('127.0.0.1', port), SILENCE)
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._rest = b''
-        self._socket.sendall(header.ProtocolHeader().marshal())
-        self._expect('Connection.Start')
-        self._say(commands.Connection.StartOk({}, 'PLAIN', '\0guest\0guest', 'en_US'), 0)
-        self._expect('Connection.Tune')
-        self._say(commands.Connection.TuneOk(2047, FRAME_MAX, 0), 0)
-        self._say(commands.Connection.Open('/'), 0)
-        self._expect('Connection.OpenOk')
-        self._say(commands.Channel.Open(), CHANNEL)
-        self._expect('Channel.OpenOk')
-        self._say(commands.Confirm.Select(), CHANNEL)
-        self._expect('Confirm.SelectOk')
-        self._confirms = Confirms()
-
-    def publish(self, message: bytes, count: int, window: int) -> None:
-        """Return when so many copies are confirmed, `window` of them in flight at most."""
-        each = max(1, min(CHUNK, CHUNK_BYTES // len(message), window))
-        chunk, sent = message * each, 0
-        while self._confirms.count < count:
-            size = min(each, count - sent)
-            if size and sent + size - self._confirms.count <= window:
-                self._socket.sendall(chunk if size == each else message * size)
-                sent += size
-            else:
-                self._rest = self._confirms.hear(self._rest + self._receive())
-
-    def close(self) -> None:
-        self._socket.close()
-
-    def _receive(self) -> bytes:
-        data = self._socket.recv(65_536)
-        if not data:
-            raise RuntimeError('the broker closed the connection')
-        return data
-
-    def _say(self, method: frame.FrameTypes, channel: int) -> None:
-        self._socket.sendall(frame.marshal(method, channel))
-
-    def _expect(self, name: str) -> None:
-        used = 0
-        while not used:
-            self._rest += self._receive()
-            used, _, value = frame.unmarshal(self._rest)
-        self._rest = self._rest[used:]
-        if value.name != name:
-            raise RuntimeError(f'{value.name} where {name} was expected')
+def publish(link: Link, message: bytes, count: int, window: int) -> None:
+    """Return when so many copies are confirmed, `window` of them in flight at most."""
+    each = max(1, min(CHUNK, CHUNK_BYTES // len(message), window))
+    chunk, sent, confirms = message * each, 0, Confirms()
+    while confirms.count < count:
+        size = min(each, count - sent)
+        if size and sent + size - confirms.count <= window:
+            link.send(chunk if size == each else message * size)
+            sent += size
+        else:
+            link.rest = confirms.hear(link.rest + link.receive())
 
 
-def message(exchange: str, routing_key: str, body: str, properties: str, headers: str) -> bytes:
-    """The frames that the relay sends for an event with these texts."""
+def publish_unconfirmed(link: Link, message: bytes, count: int) -> None:
+    """Return when the broker has answered a question asked after so many copies."""
+    each = max(1, min(CHUNK, CHUNK_BYTES // len(message)))
+    for sent in range(0, count, each):
+        link.send(message * min(each, count - sent))
+    link.say(commands.Basic.Qos(prefetch_count=1))
+    link.expect('Basic.QosOk')
+
+
+def message(routing_key: str, size: int) -> bytes:
+    """The frames that the relay sends for an event with a body of so many bytes."""
     translate = Translator(database='bench', queue='bench', origin='bench.example.org')
     event = Event(
         id=1_000_000, time=datetime(2026, 1, 1, tzinfo=UTC), txid=1_000_000, retry=None, type=routing_key,
-        data=body, extra1=exchange, extra2='application/json', extra3=properties, extra4=headers,
+        data=body(size), extra1=EXCHANGE, extra2='application/json', extra3=PROPERTIES, extra4=HEADERS,
     )  # fmt: skip
     return encoder(CHANNEL, FRAME_MAX)(translate(event))
 
 
-def run(port: int, frames: bytes, count: int, window: int) -> tuple[float, float]:
-    """Seconds, and CPU seconds, from the first write to the last confirm."""
-    bare = Bare(port)
-    try:
-        started, used = time.monotonic(), time.process_time()
-        bare.publish(frames, count, window)
-        return time.monotonic() - started, time.process_time() - used
-    finally:
-        bare.close()
-
-
 def main() -> None:
-    from bench.relay import BODY, HEADERS, PROPERTIES
-
     parser = argparse.ArgumentParser(description='What the broker takes from a bare socket.')
     parser.add_argument('port', type=int)
-    parser.add_argument('exchange')
     parser.add_argument('count', type=int)
+    parser.add_argument('--route', default=ROUTE, help='routing key (default %(default)s)')
+    parser.add_argument('--size', type=int, default=SMALL, help='bytes of a body (default %(default)s)')
     parser.add_argument('--window', type=int, default=1_000, help='in flight (default %(default)s)')
+    parser.add_argument('--no-confirm', action='store_true', help='without publisher confirms')
+    parser.add_argument('--authority', help='PEM file: connect by TLS')
+    parser.add_argument('--wait', action='store_true', help='begin with the next line on standard input')
     options = parser.parse_args()
-    frames = message(options.exchange, 'bench.key', BODY, PROPERTIES, HEADERS)
-    seconds, cpu = run(options.port, frames, options.count, options.window)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({'seconds': seconds, 'cpu': cpu, 'peak': peak}))
+    frames = message(options.route, options.size)
+    link = Link(options.port, options.authority)
+    if not options.no_confirm:
+        link.say(commands.Confirm.Select())
+        link.expect('Confirm.SelectOk')
+    if options.wait:
+        print('ready', flush=True)
+        sys.stdin.readline()
+    started, used = time.monotonic(), time.process_time()
+    if options.no_confirm:
+        publish_unconfirmed(link, frames, options.count)
+    else:
+        publish(link, frames, options.count, options.window)
+    ended, cpu = time.monotonic(), time.process_time() - used
+    link.close()
+    usage = usage_of(os.getpid())
+    assert usage is not None
+    print(json.dumps({'started': started, 'ended': ended, 'cpu': cpu, 'peak': usage.peak}))
 
 
 if __name__ == '__main__':

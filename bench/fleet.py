@@ -10,7 +10,6 @@ processes were touched by it.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,15 +17,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.relay import machine
+from bench.report import Goal, Report, finish
+from bench.sides import cpu
 from tests.conftest import Database
 from tests.integration.product import Product
 from tests.servers.pgqd import Pgqd
 from tests.servers.postgres import PostgresServer
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.waiting import until
-
-SETTLE = 5.0  # seconds after the start before idling is measured
 
 
 @contextmanager
@@ -53,22 +51,16 @@ def product(postgres: PostgresServer, rabbitmq: RabbitServer, count: int) -> Ite
             pgqd.close()
 
 
-def cpu(pid: int) -> float:
-    """Seconds, user and system."""
-    tasks = Path(f'/proc/{pid}/task').iterdir()
-    return sum(int((task / 'schedstat').read_text().split()[0]) for task in tasks) / 1e9
-
-
 def private(pid: int) -> float:
     """MiB that are this process's alone."""
     lines = Path(f'/proc/{pid}/smaps_rollup').read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith('Private_')) / 1024
 
 
-def idle(made: Product, seconds: float) -> dict[str, float]:
+def idle(made: Product, settle: float, seconds: float) -> dict[str, float]:
     made.started()
     made.until_running()
-    time.sleep(SETTLE)
+    time.sleep(settle)
     pids = list(made.pids().values())
     before, begun = sum(map(cpu, pids)), time.monotonic()
     time.sleep(seconds)
@@ -106,7 +98,7 @@ def reload(made: Product) -> tuple[float, int]:
 
     def anew() -> bool:
         child = made.children()['q7']
-        return child['pid'] != before['q7'] and child['state'] == 'RUNNING'
+        return bool(child['pid'] != before['q7'] and child['state'] == 'RUNNING')
 
     until(anew, 30, 'the changed worker relays', interval=0.02)
     seconds = time.monotonic() - begun
@@ -117,6 +109,7 @@ def reload(made: Product) -> tuple[float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description='Idle cost of many workers; start and reload.')
     parser.add_argument('--workers', type=int, default=20, help='idle ones (default %(default)s)')
+    parser.add_argument('--settle', type=float, default=5, help='s before idling (default %(default)s)')
     parser.add_argument('--seconds', type=float, default=30, help='of idling (default %(default)s)')
     parser.add_argument(
         '--reloaded', type=int, default=50, help='workers of the reload (default %(default)s)'
@@ -124,10 +117,10 @@ def main() -> None:
     parser.add_argument('--runs', type=int, default=5, help='starts and reloads (default %(default)s)')
     parser.add_argument('--json', type=Path, help='write the figures here')
     options = parser.parse_args()
-    figures: dict[str, object] = dict(machine())
+    figures: dict[str, float] = {}
     with PostgresServer() as postgres, RabbitServer() as rabbitmq:
         with product(postgres, rabbitmq, options.workers) as made:
-            figures |= idle(made, options.seconds)
+            figures |= idle(made, options.settle, options.seconds)
         starts = []
         for _ in range(options.runs):
             with product(postgres, rabbitmq, 1) as made:
@@ -141,8 +134,21 @@ def main() -> None:
     figures['processes touched by it, most'] = max(touched for _, touched in reloads)
     for name, value in figures.items():
         print(f'{name:36}{value if not isinstance(value, float) else round(value, 2)}')
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=1))
+    finish(Report(figures, goals(figures, options)), options)
+
+
+def goals(figures: dict[str, float], options: argparse.Namespace) -> list[Goal]:
+    share, most = figures['percent of a core'], figures['private MiB, most'] * 1.048576
+    first, edit = figures['start to first message, s, median'], figures['reload of one worker, s, median']
+    touched = figures['processes touched by it, most']
+    workers, many = options.workers, options.reloaded
+    return [
+        Goal(5, f'under 1 % of a core, {workers} idle workers together', f'{share:.2f} %', share < 1),
+        Goal(5, 'under 30 MB of private memory each', f'{most:.1f} MB at most', most < 30),
+        Goal(6, 'start to the first message under 1.5 s', f'{first:.2f} s', first < 1.5),
+        Goal(6, f'an edit of one of {many} workers done in 1 s', f'{edit:.2f} s', edit <= 1),
+        Goal(6, f'an edit of one of {many} workers touches one', f'{touched:.0f}', touched == 1),
+    ]
 
 
 if __name__ == '__main__':

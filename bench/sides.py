@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import venv
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,27 +16,31 @@ from typing import Self
 
 PEER = 'mikkoo==3.0.0'
 PEER_NEEDS = ('psycopg-binary', 'sentry-sdk', 'setuptools')
-TICKS = os.sysconf('SC_CLK_TCK')
+CONSUMER = 'bench'  # PgQ's
 
-CONFIGURATION = """\
-Application:
-  poll_interval: 10
-  workers:
-    {queue}:
-      confirm: {confirm}
-      consumer_name: bench
-      postgres_url: {postgres_url}
-      rabbitmq: {{host: 127.0.0.1, port: {port}, username: guest, password: guest}}
-      unregister: false
-      wait_duration: 1
-Daemon: {{}}
-Logging:
-  version: 1
-  disable_existing_loggers: false
-  formatters: {{plain: {{format: '%(asctime)s %(levelname)s %(name)s %(message)s'}}}}
-  handlers: {{console: {{class: logging.StreamHandler, formatter: plain}}}}
-  root: {{handlers: [console], level: ERROR}}
-"""
+LOGGING = {
+    'version': 1,
+    'disable_existing_loggers': False,
+    'formatters': {'plain': {'format': '%(asctime)s %(levelname)s %(name)s %(message)s'}},
+    'handlers': {'console': {'class': 'logging.StreamHandler', 'formatter': 'plain'}},
+    'root': {'handlers': ['console'], 'level': 'ERROR'},
+}
+
+
+def configuration(
+    queues: Sequence[str], postgres_url: str, rabbitmq: Mapping[str, object], confirm: bool
+) -> str:
+    """A worker for each queue, in words that both daemons understand; JSON is YAML."""
+    worker = {
+        'confirm': confirm,
+        'consumer_name': CONSUMER,
+        'postgres_url': postgres_url,
+        'rabbitmq': {'host': '127.0.0.1', 'username': 'guest', 'password': 'guest', **rabbitmq},
+        'unregister': False,
+        'wait_duration': 1,
+    }
+    application = {'poll_interval': 10, 'workers': dict.fromkeys(queues, worker)}
+    return json.dumps({'Application': application, 'Daemon': {}, 'Logging': LOGGING}, indent=1)
 
 
 @dataclass(frozen=True)
@@ -46,14 +52,14 @@ class Usage:
 
 
 class Side:
-    """One relay on one queue. `command`: how it is started, given the configuration's path."""
+    """One relay. `command`: how it is started, given the configuration's path."""
 
-    def __init__(self, name: str, command: list[str], folder: Path, queue: str, **values: object) -> None:
+    def __init__(self, name: str, command: Sequence[str], folder: Path, configuration: str) -> None:
         self.name = name
         self._folder = folder
-        self._path = folder / f'{queue}.yml'
-        self._path.write_text(CONFIGURATION.format(queue=queue, **values))
-        self._command = [word.format(config=self._path) for word in command]
+        path = folder / 'mikkoo.yml'
+        path.write_text(configuration)
+        self._command = [word.format(config=path) for word in command]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -94,25 +100,33 @@ class Side:
     def usages(self) -> dict[int, Usage]:
         """Of every process of this side, by process id."""
         assert self._process is not None
-        return {pid: usage for pid in _family(self._process.pid) if (usage := _usage(pid)) is not None}
+        return {pid: usage for pid in family(self._process.pid) if (usage := usage_of(pid)) is not None}
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
+    """A process and its children, and theirs."""
     try:
         children = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
     except FileNotFoundError:
         return []
-    return [pid, *(one for child in children for one in _family(int(child)))]
+    return [pid, *(one for child in children for one in family(int(child)))]
 
 
-def _usage(pid: int) -> Usage | None:
+def usage_of(pid: int) -> Usage | None:
+    """None if there is no such process."""
     try:
-        fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
         status = Path(f'/proc/{pid}/status').read_text()
-    except FileNotFoundError:
+        used = cpu(pid)
+    except (FileNotFoundError, ProcessLookupError):
         return None
     peak = next((int(line.split()[1]) for line in status.splitlines() if line.startswith('VmHWM')), 0)
-    return Usage((int(fields[11]) + int(fields[12])) / TICKS, peak)
+    return Usage(used, peak)
+
+
+def cpu(pid: int) -> float:
+    """Seconds, user and system, of the threads that a process has."""
+    tasks = Path(f'/proc/{pid}/task').iterdir()
+    return sum(int((task / 'schedstat').read_text().split()[0]) for task in tasks) / 1e9
 
 
 def ours() -> list[str]:

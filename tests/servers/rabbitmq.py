@@ -20,7 +20,7 @@ FOLDER = '/usr/lib/rabbitmq/bin'  # the wrappers in /usr/sbin change the user
 START_TIMEOUT = 90.0  # seconds; 12 on an idle machine
 PROTOCOL_HEADER = b'AMQP\x00\x00\x09\x01'  # AMQP 0-9-1, section 4.2.2
 UNWANTED = ('RABBITMQ_', 'ERL_', 'NOTIFY_SOCKET')  # of the environment
-ERLANG_ARGUMENTS = '+S {cores}:{cores} +SDcpu 1:1 +SDio 4 +A 16 +sbwt none +sbwtdcpu none +sbwtdio none'
+ERLANG_ARGUMENTS = '+S 2:2 +SDcpu 1:1 +SDio 4 +A 16 +sbwt none +sbwtdcpu none +sbwtdio none'
 
 
 class RabbitServer(Server):
@@ -145,9 +145,7 @@ class RabbitServer(Server):
             'RABBITMQ_CONFIG_FILE': str(self.folder / 'rabbitmq.conf'),
             'RABBITMQ_PID_FILE': str(self.folder / 'rabbitmq.pid'),
             'RABBITMQ_CONF_ENV_FILE': str(self.folder / 'no-such-file'),
-            'RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS': ERLANG_ARGUMENTS.format(
-                cores=min(2, len(os.sched_getaffinity(0)))
-            ),
+            'RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS': ERLANG_ARGUMENTS,
             'ERL_EPMD_PORT': str(self._epmd_port),
             'ERL_EPMD_ADDRESS': '127.0.0.1',
         }
