@@ -220,8 +220,9 @@ class ConsumerThread(threading.Thread):
             try:
                 self._consume(link, subscription)
             finally:
-                if self._stopping.is_set():  # told to leave, in good order
-                    link.close(CLOSE_TIMEOUT)
+                if link.alive:
+                    subscription.hand.flush()
+                    link.close(CLOSE_TIMEOUT)  # in good order
         finally:
             with self._lock:
                 self._link = self._subscription = self._opening = self._attempts = None
