@@ -54,7 +54,6 @@ class Hand:
         with self._lock:
             verdict, self._verdict, self._held = self._verdict, None, 0
             if verdict is not None:
-                self._flush()
                 self._send(verdict)
                 del self._tags[tag]
 
@@ -100,7 +99,7 @@ class Hand:
             settled = [one for one in settled if self.holds(one)]
             if not settled:
                 return False
-            self._flush()
+            self._flush()  # `multiple` would reach what is owed
             if self._held in settled:
                 settled.remove(self._held)
                 self._verdict = frame(self._channel, self._held, False)

@@ -115,25 +115,34 @@ def test_acks_in_order_leave_together(wire: Wire) -> None:
     assert wire.sent[3:] == [(ACK, 8, 0)], 'an older one is in hand: it speaks for itself alone'
 
 
+@pytest.mark.parametrize('settle', ['ack', 'nack'])
+def test_what_is_owed_goes_before_what_speaks_for_many(wire: Wire, settle: str) -> None:
+    hand = Hand(7, wire, 5, lambda: True)
+    for tag in (1, 2, 3):
+        hand.take(tag)
+    hand.ack(1)
+    assert hand.ack(0, True) if settle == 'ack' else hand.nack(0, True, True)
+    hand.flush()
+    assert wire.sent == [(ACK, 1, 0), (ACK, 3, 1) if settle == 'ack' else (NACK, 3, 3)]
+
+
 @given(st.data(), st.integers(1, 5))
 def test_what_is_said_of_each_message_is_what_the_broker_hears(data: st.DataObject, together: int) -> None:
     count = 8
     broker, said, taken = Broker(count), dict[int, int](), 0
-    hand = Hand(7, broker, together, lambda: data.draw(st.booleans()))
-    tags = st.integers(0, count)
-    for _ in range(data.draw(st.integers(1, 20))):
-        step = data.draw(st.sampled_from(['take', 'ack', 'ack', 'many', 'nack', 'refuse', 'held', 'flush']))
+    hand = Hand(7, broker, together, lambda: True)
+    for _ in range(data.draw(st.integers(5, 25))):
+        step = data.draw(st.sampled_from(['take', 'take', 'ack', 'ack', 'many', 'nack', 'refuse', 'held', 'flush']))
         seen = [tag for tag in range(1, taken + 1) if tag not in said]
+        tag = data.draw(st.sampled_from(seen[:2] or [0]) | st.integers(0, count))
         if step == 'take' and taken < count:
             taken += 1
             hand.take(taken)
         elif step in ('ack', 'nack'):
-            tag = data.draw(tags)
             told = hand.ack(tag) if step == 'ack' else hand.nack(tag, False, True)
             assert told == (tag in seen)
             said |= {tag: ACK if step == 'ack' else NACK} if told else {}
         elif step in ('many', 'refuse'):
-            tag = data.draw(tags)
             hand.ack(tag, True) if step == 'many' else hand.nack(tag, True, False)
             reached = [one for one in seen if not tag or one <= tag]
             said |= dict.fromkeys(reached, ACK if step == 'many' else NACK)
