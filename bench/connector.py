@@ -24,6 +24,7 @@ from tests.servers.waiting import until
 PEER = 'neon-mq-connector==0.10.0'
 PREFETCH = 50
 SIDE = Path(__file__).with_name('connector_side.py')
+GOALS = {'consume': 1.5, 'publish': 1.0}  # times pika's rate
 PATIENCE = 660.0  # seconds for one run
 CONSUME, PUBLISH = ('mikkoo', 'pika', 'neon'), ('mikkoo', 'pika', 'many')
 
@@ -102,9 +103,10 @@ def main() -> None:
                 bench.publish(side, given.published)
     for (task, side), rates in bench.rates.items():
         print(f'{task:8} {side:7} median {statistics.median(rates):8,.0f} msg/s')
-    print(
-        f'consume: {bench.ratio("consume"):.2f} times pika; publish: {bench.ratio("publish"):.2f} times pika'
-    )
+    for task, least in GOALS.items():
+        ratio = bench.ratio(task)
+        met = 'met' if ratio >= least else 'missed'
+        print(f'goal: {task} at least {least:g} times as fast: {ratio:.2f} times pika, {met}')
     if given.json:
         given.json.write_text(
             json.dumps({f'{task} {side}': rates for (task, side), rates in bench.rates.items()})

@@ -11,8 +11,8 @@ from mikkoo.common import amqp_methods as methods
 class Hand:
     """Tags of one subscription, settled once each, from any thread.
 
-    `send`: takes a frame; may raise. An ack of the oldest in hand may be owed for a moment, so that one frame
-    speaks for up to `together` of them: where `may_wait` says so, which sees to it that `flush` is called soon.
+    `send`: takes a frame; may raise. The ack of the oldest in hand may be owed for a moment, so that one
+    frame speaks for up to `together` of them: if `may_wait()`, which sees to it that `flush` is called soon.
     """
 
     def __init__(

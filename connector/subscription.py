@@ -87,7 +87,7 @@ class Subscription:
         self._link.send(self._mailbox, frame)
 
     def _may_wait(self) -> bool:
-        """Whether an ack may wait for the next one: a message is there, and if it takes long, the link acts."""
+        """Whether an ack may wait for the next one: a message is there. If it takes long, the link acts."""
         if self._mailbox.deliveries.empty():
             return False
         if not self._link.alive:

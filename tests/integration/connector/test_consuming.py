@@ -418,8 +418,13 @@ def test_several_consumers_and_several_services(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    'wrong', [{'queue': ''}, {'prefetch': 0}, {'prefetch': 65_536}, {'max_attempts': 0}, {'queue': None}]
-)
+    'wrong',
+    [
+        {'queue': ''}, {'queue': None}, {'queue': 'é' * 128}, {'queue': 'x' * 251},
+        {'dead_letter_queue': 'x' * 256}, {'queue': '\ud800'}, {'prefetch': 0}, {'prefetch': 65_536},
+        {'max_attempts': 0},
+    ],
+)  # fmt: skip
 def test_arguments_out_of_range(stage: Stage, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         stage.service().register_consumer(

@@ -203,6 +203,34 @@ def test_memory_alarm_holds_a_publishing_callback_and_nothing_fails(stage: Stage
     assert [body for _, _, body in stage.take('answers', 2)] == [b'a', b'b']
 
 
+def test_an_alarm_while_a_callback_publishes_is_sat_out_and_health_says_so(stage: Stage) -> None:
+    inside, go, errors = threading.Event(), threading.Event(), Collector()
+
+    def handle(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        inside.set()
+        assert go.wait(PATIENCE)
+        channel.basic_publish('', 'answers', body)
+
+    stage.fill('answers')
+    stage.fill('q', b'a', b'b')
+    service = stage.service()
+    service.register_consumer('a', None, 'q', handle, errors)
+    assert service.run_consumers(timeout=PATIENCE)
+    assert inside.wait(PATIENCE)
+    stage.rabbitmq.ctl('set_vm_memory_high_watermark', '0')
+    try:
+        go.set()
+        until(lambda: not service.check_health(), PATIENCE, 'it cannot go on')
+        assert 'memory' in service.consumers['a'].waits_for
+        assert service.consumers['a'].is_consuming
+    finally:
+        stage.rabbitmq.ctl('set_vm_memory_high_watermark', 'absolute', '1GB')
+    stage.settled('q')
+    until(service.check_health, PATIENCE, 'healthy again')
+    assert [body for _, _, body in stage.take('answers', 2)] == [b'a', b'b']
+    assert errors.calls == []
+
+
 def test_r11_a_callback_longer_than_two_heartbeats(stage: Stage) -> None:
     """W22: in the original the link dies, the ack fails, the thread ends."""
     got = Collector()

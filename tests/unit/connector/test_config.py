@@ -116,6 +116,11 @@ def test_c4_unreadable_files(home: Path) -> None:
     file.write_text('[]')
     with pytest.raises(ConfigurationError, match='must be an object'):
         load_config(file)
+    for secret in ('"pencil"', '[{"password": "pencil"}]', '{"users": {}, "port": ["pencil"]}'):
+        file.write_text(secret)
+        with pytest.raises(ConfigurationError, match=r'wrong\.json: ') as caught:
+            config.parameters(load_config(file), 'chat', '/', source=str(file))
+        assert 'pencil' not in str(caught.value)
     file.write_text('[' * 100_000)
     with pytest.raises(ConfigurationError, match='nested too deeply'):
         load_config(file)

@@ -132,7 +132,9 @@ def test_what_is_said_of_each_message_is_what_the_broker_hears(data: st.DataObje
     broker, said, taken = Broker(count), dict[int, int](), 0
     hand = Hand(7, broker, together, lambda: True)
     for _ in range(data.draw(st.integers(5, 25))):
-        step = data.draw(st.sampled_from(['take', 'take', 'ack', 'ack', 'many', 'nack', 'refuse', 'held', 'flush']))
+        step = data.draw(
+            st.sampled_from(['take', 'take', 'ack', 'ack', 'many', 'nack', 'refuse', 'held', 'flush'])
+        )
         seen = [tag for tag in range(1, taken + 1) if tag not in said]
         tag = data.draw(st.sampled_from(seen[:2] or [0]) | st.integers(0, count))
         if step == 'take' and taken < count:
