@@ -87,7 +87,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--messages', type=int, default=30_000, help='to consume, in each run')
-    parser.add_argument('--published', type=int, default=3_000, help='to publish, in each run')
+    parser.add_argument('--published', type=int, default=10_000, help='to publish, in each run')
     parser.add_argument('--runs', type=int, default=3)
     parser.add_argument('--prefetch', type=int, default=PREFETCH)
     parser.add_argument('--no-peer', action='store_true', help='leave neon-mq-connector out')

@@ -38,7 +38,8 @@ class Hand:
         return len(self._tags)
 
     def take(self, tag: int) -> None:
-        self._tags[tag] = None
+        with self._lock:
+            self._tags[tag] = None
 
     def holds(self, tag: int) -> bool:
         """Whether nobody has settled it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -80,7 +81,21 @@ def test_r9_absent_at_the_start(stage: Stage, proxy: Proxy) -> None:
     assert service.check_health()
 
 
-def test_r9_the_back_off_doubles_and_success_resets_it(stage: Stage, proxy: Proxy) -> None:
+def test_r9_the_back_off_doubles(stage: Stage, proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+    proxy.refuse()
+    service = stage.service(proxy.port)
+    service.register_consumer('a', None, 'q', nothing)
+    assert not service.run_consumers(timeout=0.1)
+
+    def delays() -> list[float]:
+        return [float(found) for found in re.findall(r'again in ([\d.]+) s', caplog.text)]
+
+    until(lambda: len(delays()) >= 4, PATIENCE, 'four attempts')
+    for full, delay in zip((0.5, 1.0, 2.0, 4.0), delays(), strict=False):
+        assert full / 2 - 0.05 <= delay <= full + 0.05
+
+
+def test_r9_success_resets_the_back_off(stage: Stage, proxy: Proxy) -> None:
     thread = stage.thread('q', nothing, proxy.port)
     for _ in range(4):
         started = time.monotonic()

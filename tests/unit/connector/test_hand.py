@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import sys
+import threading
 
 import pytest
 from hypothesis import given
@@ -66,15 +68,6 @@ def test_multiple_nack(hand: Hand, wire: Wire) -> None:
     assert hand.nack(3, True, True)
     assert wire.sent == [(ACK, 1, 0), (NACK, 3, 3)]
     assert not hand.nack(1, True, True)
-
-
-def test_what_could_not_be_sent_is_still_in_hand(hand: Hand, wire: Wire) -> None:
-    wire.lost = True
-    for settle in (lambda: hand.ack(1), lambda: hand.ack(0, True), lambda: hand.nack(1, False, True)):
-        with pytest.raises(BrokerLost):
-            settle()
-    assert len(hand) == 4
-    assert not hand.ack(9), 'nothing of ours, nothing to send'
 
 
 class Broker:
@@ -160,3 +153,42 @@ def test_what_is_said_of_each_message_is_what_the_broker_hears(data: st.DataObje
         assert broker.verdicts.items() <= said.items(), 'nothing is settled that nobody settled'
     hand.flush()
     assert broker.verdicts == said
+
+
+def test_others_settle_while_the_consumer_takes() -> None:
+    count, failures = 1_000, list[BaseException]()
+    hand = Hand(7, lambda frame: None, 3, lambda: True)
+    begun = threading.Event()
+
+    def settle() -> None:
+        begun.set()
+        try:
+            for tag in range(1, 200):
+                hand.nack(tag, True, False)
+        except RuntimeError as error:
+            failures.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for tag in range(1, count):
+            hand.take(tag)
+        other = threading.Thread(target=settle)
+        other.start()
+        begun.wait()
+        for tag in range(count, 20 * count):
+            hand.take(tag)
+        other.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert failures == []
+    assert len(hand) == 20 * count - 200
+
+
+def test_what_could_not_be_sent_is_still_in_hand(hand: Hand, wire: Wire) -> None:
+    wire.lost = True
+    for settle in (lambda: hand.ack(1), lambda: hand.ack(0, True), lambda: hand.nack(1, False, True)):
+        with pytest.raises(BrokerLost):
+            settle()
+    assert len(hand) == 4
+    assert not hand.ack(9), 'nothing of ours, nothing to send'
