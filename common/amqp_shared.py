@@ -7,6 +7,7 @@ when the link is lost. The caller keeps two threads from waiting in one Mailbox.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from queue import Empty
 
 from mikkoo.common import amqp_frames as frames
@@ -46,9 +47,9 @@ class SharedLink(Link):
         """Send, never wait. BrokerLost: the link is gone; on a channel that is over it goes nowhere."""
         self._io.transmit(data, mailbox)
 
-    def send_soon(self, mailbox: Mailbox, data: bytes) -> None:
-        """Send within milliseconds, together with what follows. For one that is followed by others."""
-        self._io.transmit_soon(data, mailbox)
+    def call_soon(self, act: Callable[[], None]) -> None:
+        """Call `act` once, within milliseconds, in the thread of the socket, which it must not hold up."""
+        self._io.call_soon(act)
 
     def ask(self, mailbox: Mailbox, request: bytes, expected: Reply, what: str) -> Fields:
         """Send a request and wait for its answer; its arguments. Raises BrokerLost, ClosedByBroker."""

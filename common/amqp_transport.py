@@ -20,7 +20,7 @@ import ssl
 import struct
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -46,6 +46,7 @@ LOGGER = logging.getLogger(__name__)
 JOIN_TIMEOUT = 2.0  # seconds to wait for a thread that was told to end
 FAREWELL_TIMEOUT = 1.0  # seconds to get Connection.CloseOk out
 LOW_WATER = 256 * 1024  # unsent bytes; falling below rings the bell
+SOON = 0.002  # seconds
 READS_PER_TURN = 16  # reads before the writing side has its turn
 FRAME_MAX = 131_072  # what we offer; RabbitMQ's own default
 FRAME_MIN = 4096  # what every peer has to take: AMQP 0-9-1 section 4.2.3; with less no headers would fit
@@ -130,7 +131,8 @@ class Transport(io.IO):
         self._silence = 0.0  # seconds without a byte that mean loss; 0: no limit
         self._heard = time.monotonic()
         self._settled = False  # negotiated
-        self._told = False  # that something is deferred
+        self._soon: list[Callable[[], None]] = []
+        self._soon_at = 0.0
         self._rest = b''  # the beginning of a frame
 
     # Called from other threads
@@ -169,14 +171,14 @@ class Transport(io.IO):
         if waiting:
             self._wake()
 
-    def transmit_soon(self, data: bytes, inbox: Inbox) -> None:
-        """The same, but the thread of the socket sends it, with what else there is by then."""
+    def call_soon(self, act: Callable[[], None]) -> None:
+        """Have the thread of the socket call `act` once, SOON from now. BrokerLost if the link is gone."""
         with self.lock:
             self.raise_if_lost()
-            if inbox.over:
-                return
-            self.stream.defer(data)
-            told, self._told = self._told, True
+            self._soon.append(act)
+            told = len(self._soon) > 1
+            if not told:
+                self._soon_at = time.monotonic() + SOON
         if not told:
             self._wake()
 
@@ -259,20 +261,28 @@ class Transport(io.IO):
             ready = dict(poller.poll(self._patience()))
             if wakeup in ready:
                 self._write_trigger_r.recv(4096)
-                self._told = False
             if stream.broken or stream.readable(ready.get(stream.fileno(), 0)):
                 self._read()
+            if self._soon and time.monotonic() >= self._soon_at:
+                self._act()
             if stream.unsent:
                 self._write()
             self._check_silence()
 
     def _patience(self) -> float | None:
-        """Milliseconds until the silence of the peer is too long; None: for ever."""
+        """Milliseconds until something is due, or the peer's silence is too long; None: for ever."""
         if self.stream.broken or self.stream.hoarding():
             return 0
-        if not self._silence:
-            return None
-        return max(0.0, self._heard + self._silence - time.monotonic()) * 1000 + 1
+        deadlines = [self._heard + self._silence] if self._silence else []
+        if self._soon:
+            deadlines.append(self._soon_at)
+        return max(0.0, min(deadlines) - time.monotonic()) * 1000 + 1 if deadlines else None
+
+    def _act(self) -> None:
+        with self.lock:
+            acts, self._soon = self._soon, []
+        for act in acts:
+            act()
 
     def _check_silence(self) -> None:
         silent = time.monotonic() - self._heard

@@ -61,12 +61,6 @@ class Stream:
                 self.flush()
             return bool(self._pending)
 
-    def defer(self, data: bytes) -> None:
-        """Queue it behind what is not sent yet, for the next `push` or `flush`."""
-        with self._lock:
-            self._pending.append(memoryview(data))
-            self.unsent += len(data)
-
     def flush(self) -> None:
         """Give the kernel what it takes."""
         with self._lock:

@@ -144,9 +144,8 @@ class Attempts:
             if not self._declared:
                 declare_leniently(self._channel, target, durable=True)
                 self._declared = True
-            properties = burial_properties(delivery.properties, error, self._queue, attempts)
-            self._channel.basic_publish('', target, delivery.body, properties, mandatory=True)
-        except (ConnectorError, ValueError) as failure:
+            self._publish_dead(delivery, error, attempts)
+        except ConnectorError as failure:
             self._link.raise_if_lost()
             reason = f'the message could not be put into {target!r}: {failure}'
             self._link.lose(reason)
@@ -155,14 +154,31 @@ class Attempts:
         self._count(names.DEAD_LETTERED)
         self._hand.ack(delivery.method.delivery_tag)
 
+    def _publish_dead(self, delivery: Delivery, error: Exception, attempts: int) -> None:
+        """With all its properties, or those that can be sent: others may send what AMQP does not allow us."""
+        last = BasicProperties()
+        for kept in (delivery.properties, _copy(delivery.properties, headers=None), last):
+            properties = burial_properties(kept, error, self._queue, attempts)
+            try:
+                self._channel.basic_publish(
+                    '', self._dead_letter_queue, delivery.body, properties, mandatory=True
+                )
+                return
+            except ValueError as failure:
+                LOGGER.warning('queue %s: a dead letter loses properties: %s', self._queue, failure)
+                if kept is last:
+                    raise
+
+
+def _copy(properties: BasicProperties, **changed: Any) -> BasicProperties:
+    return BasicProperties(**{**{name: getattr(properties, name) for name in NAMES}, **changed})
+
 
 def burial_properties(
     properties: BasicProperties, error: Exception, queue: str, attempts: int
 ) -> BasicProperties:
     """The message's own, persistent, without what would eat, refuse or multiply it; and why it died."""
-    made = BasicProperties(**{name: getattr(properties, name) for name in NAMES})
-    made.expiration = made.user_id = None
-    made.delivery_mode = PERSISTENT
+    made = _copy(properties, expiration=None, user_id=None, delivery_mode=PERSISTENT)
     headers = dict(made.headers or {})
     for name in ROUTING_HEADERS:
         if name in headers:

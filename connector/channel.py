@@ -58,10 +58,12 @@ class Channel:
 
     @property
     def is_open(self) -> bool:
+        """Whether calls can be made: the link is there, and nobody has closed this channel."""
         return self._link.alive and not self._closed
 
     @property
     def is_closed(self) -> bool:
+        """The opposite."""
         return not self.is_open
 
     def basic_ack(self, delivery_tag: int = 0, multiple: bool = False) -> None:
@@ -140,6 +142,7 @@ class Channel:
         routing_key: str | None = None,
         arguments: Arguments = None,
     ) -> Result:
+        """Undo `queue_bind`; there need be no such binding."""
         key = queue if routing_key is None else routing_key
         return self._tell(
             lambda number: methods.queue_unbind(number, queue, exchange or '', key, arguments),
@@ -148,6 +151,7 @@ class Channel:
         )
 
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False) -> Result:
+        """Delete a queue, if there is one; the result's `.method.message_count` is how many messages went."""
         fields = self._calls.ask(
             lambda number: methods.queue_delete(number, queue, if_unused, if_empty),
             methods.QUEUE_DELETED,
@@ -172,6 +176,7 @@ class Channel:
         internal: bool = False,
         arguments: Arguments = None,
     ) -> Result:
+        """Make an exchange of a type that the broker has, or (`passive`) ask for one."""
         kind = str(getattr(exchange_type, 'value', exchange_type))  # pika's ExchangeType is an enumeration
         given = (exchange, kind, passive, durable, auto_delete, internal, arguments)
         return self._tell(
@@ -181,6 +186,7 @@ class Channel:
         )
 
     def exchange_delete(self, exchange: str, if_unused: bool = False) -> Result:
+        """Delete an exchange, if there is one."""
         return self._tell(
             lambda number: methods.exchange_delete(number, exchange, if_unused),
             methods.EXCHANGE_DELETED,

@@ -77,7 +77,9 @@ def unwrapped(document: object, source: str = GIVEN) -> dict[str, Any]:
     if isinstance(document, Mapping) and isinstance(document.get('MQ'), Mapping):
         document = document['MQ']
     if not isinstance(document, Mapping):
-        raise ConfigurationError(_mistake(source, '', document, 'the document must be an object'))
+        raise ConfigurationError(
+            _mistake(source, '', type(document).__name__, 'the document must be an object')
+        )
     return dict(document)
 
 
@@ -226,6 +228,6 @@ def _record(kind: type[T], section: str, given: object, source: str) -> T:
 
 
 def _mistake(source: str, key: str, found: object, allowed: str) -> Mistake:
-    return Mistake(
-        source, 0, 0, key, found if isinstance(found, str) and found else repr(found)[:40], allowed
-    )
+    if not isinstance(found, str):  # never what is inside something
+        found = str(found) if isinstance(found, int | float) else type(found).__name__
+    return Mistake(source, 0, 0, key, found, allowed)

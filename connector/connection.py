@@ -46,10 +46,12 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
+        """Whether the link is there, as far as is known: a dead one is noticed after two heartbeats."""
         return self._link.alive
 
     @property
     def is_closed(self) -> bool:
+        """The opposite."""
         return not self.is_open
 
     def channel(self) -> Channel:

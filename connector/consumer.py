@@ -11,6 +11,7 @@ from typing import Any
 from mikkoo.common import metrics as names
 from mikkoo.common import reports
 from mikkoo.common.amqp_shared import SharedLink
+from mikkoo.common.amqp_values import short_string
 from mikkoo.common.backoff import Backoff
 from mikkoo.common.errors import BrokerError, BrokerRefused, Stopping
 from mikkoo.common.metrics import Metric, Metrics
@@ -79,6 +80,8 @@ class ConsumerThread(threading.Thread):
         self.prefetch = prefetch
         self.max_attempts = max_attempts
         self.dead_letter_queue = dead_letter_queue or f'{queue}.dead'
+        for one in (queue, self.dead_letter_queue):
+            short_string(one)  # ValueError: no name for AMQP
         self.exception: BaseException | None = None
         self._given = (parameters, queue, callback_func, error_func, auto_ack)
         self._lock = threading.Lock()
@@ -130,8 +133,11 @@ class ConsumerThread(threading.Thread):
 
     @property
     def waits_for(self) -> str:
-        """Why the message in hand cannot be handled now (what remembers messages is out), or ''."""
-        return self._attempts.waits_for if self._attempts is not None else ''
+        """Why the message in hand cannot be handled now, or '': what remembers messages is out, an alarm."""
+        link, attempts = self._link, self._attempts
+        if link is not None and link.blocked:
+            return f'{link.place}: blocked: {link.blocked}'
+        return attempts.waits_for if attempts is not None else ''
 
     @property
     def counted(self) -> dict[str, int | float]:
@@ -220,8 +226,9 @@ class ConsumerThread(threading.Thread):
             try:
                 self._consume(link, subscription)
             finally:
-                if self._stopping.is_set():  # told to leave, in good order
-                    link.close(CLOSE_TIMEOUT)
+                if link.alive:
+                    subscription.hand.flush()
+                    link.close(CLOSE_TIMEOUT)  # in good order
         finally:
             with self._lock:
                 self._link = self._subscription = self._opening = self._attempts = None

@@ -9,11 +9,25 @@ from mikkoo.common import amqp_methods as methods
 
 
 class Hand:
-    """Tags of one subscription, settled once each, from any thread. `send`: takes the frame; may raise."""
+    """Tags of one subscription, settled once each, from any thread.
 
-    def __init__(self, channel: int, send: Callable[[bytes], None]) -> None:
+    `send`: takes a frame; may raise. The ack of the oldest in hand may be owed for a moment, so that one
+    frame speaks for up to `together` of them: if `may_wait()`, which sees to it that `flush` is called soon.
+    """
+
+    def __init__(
+        self,
+        channel: int,
+        send: Callable[[bytes], None],
+        together: int = 1,
+        may_wait: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._channel = channel
         self._send = send
+        self._together = together
+        self._may_wait = may_wait
+        self._owed = 0  # the last tag whose ack is not sent, nor that of `_owing - 1` before it
+        self._owing = 0
         self._lock = threading.Lock()
         self._tags: dict[int, None] = {}  # in the order of delivery
         self._held = 0  # a tag that is not settled on the wire before `release`
@@ -24,7 +38,8 @@ class Hand:
         return len(self._tags)
 
     def take(self, tag: int) -> None:
-        self._tags[tag] = None
+        with self._lock:
+            self._tags[tag] = None
 
     def holds(self, tag: int) -> bool:
         """Whether nobody has settled it."""
@@ -54,10 +69,21 @@ class Hand:
             with self._lock:
                 if tag not in self._tags:
                     return False
-                self._send(methods.ack(self._channel, tag, False))
+                if next(iter(self._tags)) != tag:
+                    self._send(methods.ack(self._channel, tag, False))
+                elif self._owing + 1 < self._together and self._may_wait():
+                    self._owed, self._owing = tag, self._owing + 1
+                else:
+                    self._send(methods.ack(self._channel, tag, self._owing > 0))
+                    self._owing = 0
                 del self._tags[tag]
             return True
         return self._settle(tag, multiple, False, methods.ack)
+
+    def flush(self) -> None:
+        """Send what is owed."""
+        with self._lock:
+            self._flush()
 
     def nack(self, tag: int, multiple: bool, requeue: bool) -> bool:
         """The same for Basic.Nack."""
@@ -74,6 +100,7 @@ class Hand:
             settled = [one for one in settled if self.holds(one)]
             if not settled:
                 return False
+            self._flush()  # `multiple` would reach what is owed
             if self._held in settled:
                 settled.remove(self._held)
                 self._verdict = frame(self._channel, self._held, False)
@@ -83,3 +110,8 @@ class Hand:
                 for one in settled:
                     del self._tags[one]
             return True
+
+    def _flush(self) -> None:
+        if self._owing:
+            self._send(methods.ack(self._channel, self._owed, self._owing > 1))
+            self._owing = 0

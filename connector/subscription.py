@@ -17,6 +17,7 @@ from mikkoo.connector.errors import ChannelClosed
 from mikkoo.connector.hand import Hand
 from mikkoo.connector.properties import BasicProperties
 
+ACKED_TOGETHER = 4  # parts of the prefetch: one is on its way while the others are handled
 NOT_FOUND = 404  # deleted meanwhile, or its node is down: may come back
 
 
@@ -39,7 +40,8 @@ class Subscription:
             self._number, self._mailbox = link.open_mailbox()
         except ClosedByBroker as error:
             raise _refused(error.closed.code, error.closed.text, queue) from None
-        self.hand = Hand(self._number, self._send)
+        self._flushes = False  # the hand's acks are flushed soon
+        self.hand = Hand(self._number, self._send, prefetch // ACKED_TOGETHER, self._may_wait)
         self.channel = Channel(link, self.hand)
         self._prefetch = prefetch
 
@@ -82,11 +84,22 @@ class Subscription:
         return None
 
     def _send(self, frame: bytes) -> None:
-        """At once, unless another message waits and its ack will follow soon."""
+        self._link.send(self._mailbox, frame)
+
+    def _may_wait(self) -> bool:
+        """Whether an ack may wait for the next one: a message is there. If it takes long, the link acts."""
         if self._mailbox.deliveries.empty():
-            self._link.send(self._mailbox, frame)
-        else:
-            self._link.send_soon(self._mailbox, frame)
+            return False
+        if not self._link.alive:
+            self._link.raise_if_lost()
+        if not self._flushes:
+            self._flushes = True
+            self._link.call_soon(self._flush)
+        return True
+
+    def _flush(self) -> None:
+        self._flushes = False
+        self.hand.flush()
 
     def _take(self, raw: Raw) -> Delivery:
         try:

@@ -16,11 +16,9 @@ class Calculator(MQConnector):
 
     def handle_sum(self, channel, method, properties, body):
         request = b64_to_dict(body)
-        answer = {'message_id': request['message_id'], 'sum': sum(request['numbers'])}
+        answer = dict_to_b64({'message_id': request['message_id'], 'sum': sum(request['numbers'])})
         channel.queue_declare(queue=request['reply_queue'])
-        channel.basic_publish(
-            '', request['reply_queue'], dict_to_b64(answer), BasicProperties(expiration='1000')
-        )
+        channel.basic_publish('', request['reply_queue'], answer, BasicProperties(expiration='1000'))
 
 
 if __name__ == '__main__':

@@ -7,7 +7,6 @@ import json
 import queue
 import random
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from pika.exceptions import AMQPError
 from rich.markup import escape
 from rich.table import Table
 
+from mikkoo.connector import ConnectionParameters, ConsumerThread, Credentials
 from scripts.demo_stage import BOUND_QUEUE, DATABASE, EXCHANGE, PRODUCER, Stage, console, stage
 from tests.servers.process import ServerError, raise_on_signals
 
@@ -101,24 +101,18 @@ def parse() -> argparse.Namespace:
 def consuming(rabbitmq: RabbitServer) -> Iterator[Inbox]:
     """Everything that arrives in the bound queue, read by a thread."""
     inbox: Inbox = queue.SimpleQueue()
-    over = threading.Event()
 
-    def read() -> None:
-        with rabbitmq.connect() as connection:
-            messages = connection.channel().consume(BOUND_QUEUE, auto_ack=True, inactivity_timeout=0.1)
-            for method, properties, body in messages:
-                if over.is_set():
-                    return
-                if method is not None:
-                    inbox.put(Arrival(time.monotonic(), method.routing_key, properties, body))
+    def arrived(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        inbox.put(Arrival(time.monotonic(), method.routing_key, properties, body))
 
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
+    login = Credentials('guest', 'guest')
+    place = ConnectionParameters(rabbitmq.host, rabbitmq.port, credentials=login)
+    reader = ConsumerThread(place, BOUND_QUEUE, arrived)
+    reader.start()
     try:
         yield inbox
     finally:
-        over.set()
-        thread.join()
+        reader.join()
 
 
 def relay(servers: Stage, inbox: Inbox, counts: Counts, seconds: float | None) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mikkoo.connector import ConnectionParameters, ConsumerThread, Credentials
 from tests.integration.relaying import Scene, Worker
 from tests.servers.waiting import until
 
@@ -29,47 +29,35 @@ WORK = """
 
 
 class Consumer:
-    """Works in PostgreSQL, in a thread of its own. Now and then it dies, and is started anew."""
+    """Works in PostgreSQL by the documented statements. Now and then it dies, and is started anew."""
 
     def __init__(self, scene: Scene) -> None:
-        self._scene = scene
         self._database = scene.database.connect()
         self._database.autocommit = False
-        self._stopping = threading.Event()
+        self._handled = 0
         self.failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run)
+        login = Credentials('guest', 'guest')
+        place = ConnectionParameters(scene.rabbitmq.host, scene.rabbitmq.port, scene.vhost, credentials=login)
+        self._thread = ConsumerThread(place, 'arrivals', self._receive, self._told, prefetch=PREFETCH)
         self._thread.start()
 
     def stop(self) -> None:
-        self._stopping.set()
         self._thread.join(ARRIVAL)
         self._database.close()
         assert not self._thread.is_alive() and self.failure is None, self.failure
 
-    def _run(self) -> None:
-        try:
-            while not self._stopping.is_set():
-                self._live()
-        except BaseException as error:
+    def _told(self, thread: ConsumerThread, error: BaseException) -> None:
+        if isinstance(error, SystemExit):
+            self._thread = thread.renewed()
+            self._thread.start()
+        else:
             self.failure = error
-            raise
 
-    def _live(self) -> None:
-        """Until it has handled so many messages that it forgets to acknowledge the last ones."""
-        broker = self._scene.rabbitmq.connect(self._scene.vhost)
-        channel = broker.channel()
-        channel.basic_qos(prefetch_count=PREFETCH)
-        handled = 0
-        for method, properties, body in channel.consume('arrivals', inactivity_timeout=0.2):
-            if method is not None:
-                self._handle(properties, json.loads(body)['n'])
-                handled += 1
-                if handled >= FORGETS:
-                    break
-                channel.basic_ack(method.delivery_tag)
-            if self._stopping.is_set():
-                break
-        broker.close()
+    def _receive(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        self._handle(properties, json.loads(body)['n'])
+        self._handled += 1
+        if self._handled % FORGETS == 0:
+            raise SystemExit
 
     def _handle(self, properties: Any, n: int) -> None:
         with self._database, self._database.cursor() as cursor:

@@ -89,7 +89,8 @@ def test_our_own_attributes_hide_none_of_rabbitpys() -> None:
             'place', 'lock', 'lost', 'blocked', 'inboxes', '_stream', '_context', '_bell', '_deadline',
             '_limit', '_silence', '_heard', '_settled', '_rest', 'negotiated', 'transmit', 'open_inbox',
             'lose', '_serve', '_connect_stream', '_patience', '_read', '_receive', '_parse', '_deliver',
-            '_write', '_wake', '_linger', 'leaving', '_told', 'transmit_soon', '_announce',
+            '_write', '_wake', '_linger', 'leaving', '_soon', '_soon_at', 'call_soon', '_act',
+            '_announce',
         }  # fmt: skip
         assert not [name for name in ours if hasattr(transport, name)]
     finally:

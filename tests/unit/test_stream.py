@@ -20,19 +20,6 @@ def ends() -> Iterator[tuple[Stream, socket.socket]]:
     theirs.close()
 
 
-def test_what_is_deferred_leaves_first_with_the_next_flush(ends: tuple[Stream, socket.socket]) -> None:
-    stream, peer = ends
-    stream.defer(b'1')
-    stream.defer(b'2')
-    assert (stream.unsent, stream.sent) == (2, 0)
-    assert stream.push(b'3'), 'the polling thread has something to do'
-    stream.flush()
-    assert stream.unsent == 0
-    assert peer.recv(10) == b'123'
-    assert not stream.push(b'4')
-    assert peer.recv(10) == b'4'
-
-
 def test_a_short_read_means_that_it_is_dry(ends: tuple[Stream, socket.socket]) -> None:
     stream, peer = ends
     peer.sendall(b'x' * (READ_SIZE + 10))

@@ -210,6 +210,52 @@ def test_r6_auto_ack_acks_after_the_callback(stage: Stage) -> None:
     stage.settled('q')
 
 
+def test_r6_an_ack_does_not_wait_for_the_end_of_the_next_callback(stage: Stage) -> None:
+    """Acks leave together while messages wait; but soon, however long the next callback takes."""
+    inside, go, got = threading.Event(), threading.Event(), Collector()
+
+    def handle(*given: Any) -> None:
+        got(*given)
+        if given[3] == b'4':
+            inside.set()
+            assert go.wait(PATIENCE)
+
+    stage.fill('q', *(b'%d' % n for n in range(9)))
+    stage.thread('q', handle, prefetch=100)
+    assert inside.wait(PATIENCE)
+
+    def acked() -> bool:
+        return 'q\t5' in stage.rabbitmq.ctl('list_queues', '--vhost', stage.vhost, 'name', 'messages')
+
+    until(acked, PATIENCE, 'those before it are acked')
+    go.set()
+    stage.settled('q')
+    assert len(got.calls) == 9
+
+
+@pytest.mark.parametrize('way', ['stop', 'exit'])
+def test_r6_what_was_acked_last_is_acked_whatever_ends_the_consumer(stage: Stage, way: str) -> None:
+    got = Collector()
+
+    def handle(*given: Any) -> None:
+        got(*given)
+        if given[3] == b'30' and way == 'stop':
+            thread.stop()
+        if given[3] == b'30' and way == 'exit':
+            raise SystemExit
+
+    stage.fill('q', *(b'%d' % n for n in range(40)))
+    thread = ConsumerThread(stage.service().get_connection_params(), 'q', handle, prefetch=100)
+    thread.start()
+    try:
+        until(lambda: not thread.is_alive(), PATIENCE, 'it has ended')
+        left = [body for _, _, body in stage.take('q', 9 if way == 'stop' else 10)]
+        assert left == [b'%d' % n for n in range(31 if way == 'stop' else 30, 40)]
+        assert stage.queued('q') == 0
+    finally:
+        thread.join(PATIENCE)
+
+
 @pytest.mark.parametrize('auto_ack', [True, False])
 def test_r6_settling_twice_is_never_sent(stage: Stage, auto_ack: bool) -> None:
     got = Collector()
@@ -372,8 +418,13 @@ def test_several_consumers_and_several_services(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    'wrong', [{'queue': ''}, {'prefetch': 0}, {'prefetch': 65_536}, {'max_attempts': 0}, {'queue': None}]
-)
+    'wrong',
+    [
+        {'queue': ''}, {'queue': None}, {'queue': 'é' * 128}, {'queue': 'x' * 251},
+        {'dead_letter_queue': 'x' * 256}, {'queue': '\ud800'}, {'prefetch': 0}, {'prefetch': 65_536},
+        {'max_attempts': 0},
+    ],
+)  # fmt: skip
 def test_arguments_out_of_range(stage: Stage, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         stage.service().register_consumer(

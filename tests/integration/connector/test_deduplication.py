@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import threading
 import time
@@ -55,7 +56,7 @@ class Shop:
 def test_a_message_that_was_handled_is_dropped(stage: Stage, database: Database) -> None:
     shop = Shop(stage, database)
     for body, number in ((b'a', '1'), (b'a', '1'), (b'b', '2'), (b'a', '1')):
-        stage.fill('q', body, message_id=number)
+        stage.fill('q', body, message_id=number, correlation_id='one for all')
     stage.fill('q', b'c')
     stage.fill('q', b'c')  # without message_id: nothing to go by
     shop.start()
@@ -277,6 +278,22 @@ def test_pruned_after_keep(stage: Stage, database: Database) -> None:
     stage.settled('q')
     kept = database.execute('select consumer, message_id from mikkoo.inbox order by 1, 2')
     assert kept == [('other', 'old'), ('test.a', '1'), ('test.a', 'young')]
+
+
+def test_a_role_with_the_documented_rights(stage: Stage, database: Database) -> None:
+    text = (Path(__file__).parents[3] / 'docs' / 'connector.md').read_text()
+    [grants] = re.findall(r'`(GRANT .*? TO warehouse;)`', text)
+    role = f'warehouse_{database.name}'
+    database.execute(f'create role {role} login')
+    database.execute(grants.replace('warehouse', role))
+    shop = Shop(stage, database, database.server.url(database.name, role), keep=3600.0)
+    database.execute(f'grant insert on effect to {role}')
+    database.execute("insert into mikkoo.inbox values ('test.a', 'old', now() - interval '2 hours')")
+    stage.fill('q', b'a', message_id='1')
+    stage.fill('q', b'a', message_id='1')
+    shop.start()
+    stage.settled('q')
+    assert (shop.effects(), shop.inbox()) == (['a'], 1)
 
 
 def test_a_database_without_the_table_says_what_to_do(stage: Stage, database: Database) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import random
@@ -109,6 +110,7 @@ def test_each_event_has_its_effect_exactly_once(
     product.create_queue('effects')
     product.arrivals('effects')
     product.worker('effects')
+    faulthandler.cancel_dump_traceback_later()  # pytest's, after two minutes, which this test means to take
     relay = Relay(product)
     service.start()
     producer = Producer(product)

@@ -109,6 +109,11 @@ def test_the_documentation_shows_the_examples_as_they_are(name: str) -> None:
     assert code in [block.strip() for block in blocks]
 
 
+def test_a_service_has_twenty_lines() -> None:
+    code = (EXAMPLES / 'answering.py').read_text().split('"""', 2)[2]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+
+
 def test_every_python_block_of_the_documentation_compiles() -> None:
     for block in re.findall(r'```python\n(.*?)```', (TOP / 'docs' / 'connector.md').read_text(), re.S):
         compile(block, 'docs/connector.md', 'exec')

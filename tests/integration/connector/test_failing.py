@@ -93,6 +93,28 @@ def test_r8_properties_stay_but_those_that_would_harm(stage: Stage) -> None:
     assert stage.queued('elsewhere') == 0, 'no second copy'
 
 
+@pytest.mark.parametrize(
+    ('given', 'lost'),
+    [({'headers': {'a': 'x' * 130_980}}, 'headers'), ({'correlation_id': b'\xff' * 200}, 'correlation_id')],
+)
+def test_r8_properties_that_cannot_be_sent_again_hold_up_nobody(
+    stage: Stage, given: dict[str, Any], lost: str
+) -> None:
+    """They fill a frame with ours, or are no UTF-8: the message is dead-lettered all the same."""
+    callback = Failing(wanted=b'good')
+    stage.fill('q', b'bad', message_id='m', **given)
+    stage.fill('q', b'good')
+    stage.thread('q', callback, max_attempts=1, error_func=callback.told)
+    [(_, properties, body)] = stage.take('q.dead', 1)
+    assert body == b'bad'
+    assert properties.headers == {
+        'x-error': "RuntimeError: cannot handle b'bad'", 'x-original-queue': 'q', 'x-attempts': 1,
+    }  # fmt: skip
+    assert properties.message_id == ('m' if lost == 'headers' else None)
+    stage.settled('q')
+    assert callback.bodies == [b'bad', b'good']
+
+
 def test_r8_an_error_text_that_nobody_can_write(stage: Stage) -> None:
     def handle(*given: Any) -> None:
         raise ValueError('\ud800' + 'x' * 1_000_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -80,7 +81,21 @@ def test_r9_absent_at_the_start(stage: Stage, proxy: Proxy) -> None:
     assert service.check_health()
 
 
-def test_r9_the_back_off_doubles_and_success_resets_it(stage: Stage, proxy: Proxy) -> None:
+def test_r9_the_back_off_doubles(stage: Stage, proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+    proxy.refuse()
+    service = stage.service(proxy.port)
+    service.register_consumer('a', None, 'q', nothing)
+    assert not service.run_consumers(timeout=0.1)
+
+    def delays() -> list[float]:
+        return [float(found) for found in re.findall(r'again in ([\d.]+) s', caplog.text)]
+
+    until(lambda: len(delays()) >= 4, PATIENCE, 'four attempts')
+    for full, delay in zip((0.5, 1.0, 2.0, 4.0), delays(), strict=False):
+        assert full / 2 - 0.05 <= delay <= full + 0.05
+
+
+def test_r9_success_resets_the_back_off(stage: Stage, proxy: Proxy) -> None:
     thread = stage.thread('q', nothing, proxy.port)
     for _ in range(4):
         started = time.monotonic()
@@ -201,6 +216,34 @@ def test_memory_alarm_holds_a_publishing_callback_and_nothing_fails(stage: Stage
     stage.settled('q')
     assert errors.calls == []
     assert [body for _, _, body in stage.take('answers', 2)] == [b'a', b'b']
+
+
+def test_an_alarm_while_a_callback_publishes_is_sat_out_and_health_says_so(stage: Stage) -> None:
+    inside, go, errors = threading.Event(), threading.Event(), Collector()
+
+    def handle(channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        inside.set()
+        assert go.wait(PATIENCE)
+        channel.basic_publish('', 'answers', body)
+
+    stage.fill('answers')
+    stage.fill('q', b'a', b'b')
+    service = stage.service()
+    service.register_consumer('a', None, 'q', handle, errors)
+    assert service.run_consumers(timeout=PATIENCE)
+    assert inside.wait(PATIENCE)
+    stage.rabbitmq.ctl('set_vm_memory_high_watermark', '0')
+    try:
+        go.set()
+        until(lambda: not service.check_health(), PATIENCE, 'it cannot go on')
+        assert 'memory' in service.consumers['a'].waits_for
+        assert service.consumers['a'].is_consuming
+    finally:
+        stage.rabbitmq.ctl('set_vm_memory_high_watermark', 'absolute', '1GB')
+    stage.settled('q')
+    until(service.check_health, PATIENCE, 'healthy again')
+    assert [body for _, _, body in stage.take('answers', 2)] == [b'a', b'b']
+    assert errors.calls == []
 
 
 def test_r11_a_callback_longer_than_two_heartbeats(stage: Stage) -> None:

@@ -17,7 +17,7 @@ from tests.servers.proxy import Proxy
 from tests.servers.waiting import until
 from tests.unit.amqp_peer import open_files
 
-CYCLES = int(os.environ.get('MIKKOO_CYCLES', '1000'))
+CYCLES = int(os.environ.get('MIKKOO_CYCLES', '2000'))
 
 
 def test_r12_the_message_in_hand_is_finished_the_others_go_back(stage: Stage) -> None:

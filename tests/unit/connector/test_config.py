@@ -15,6 +15,7 @@ from mikkoo.connector import (
     ConnectionParameters,
     ConnectorError,
     Credentials,
+    MQConnector,
     config,
     load_config,
 )
@@ -54,6 +55,24 @@ def test_c1_the_file_is_looked_up_when_called(home: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv(config.PATH_VARIABLE, '')
     assert load_config() == {'server': 'a'}
     assert load_config(home / 'missing.json') == {}
+
+
+def test_c1_a_dictionary_stands_alone(home: Path) -> None:
+    (home / '.config' / 'neon' / 'mq_config.json').write_text('{"server": "a", "port": 1}')
+    given = {'users': USERS}
+    service = MQConnector(given, 'chat')
+    assert service.config == given
+    assert service.get_connection_params().host == 'localhost'
+    assert MQConnector(service_name='chat').config == {'server': 'a', 'port': 1}
+    assert MQConnector({}).config == {}
+
+
+def test_c3_told_when_a_consumer_is_registered(home: Path) -> None:
+    service = MQConnector({'users': USERS}, 'ghost')
+    with pytest.raises(ConfigurationError, match=r"users\.ghost: .*'ghost'; known: chat, old"):
+        service.register_consumer('a', '/', 'q', print)
+    with pytest.raises(ConfigurationError, match=r'mq_config\.json: users\.ghost: .*known: none'):
+        MQConnector(service_name='ghost').create_mq_connection()
 
 
 @pytest.mark.parametrize('blank', [{}, {'server': '', 'port': ''}, {'server': None, 'port': None}])
@@ -116,6 +135,11 @@ def test_c4_unreadable_files(home: Path) -> None:
     file.write_text('[]')
     with pytest.raises(ConfigurationError, match='must be an object'):
         load_config(file)
+    for secret in ('"pencil"', '[{"password": "pencil"}]', '{"users": {}, "port": ["pencil"]}'):
+        file.write_text(secret)
+        with pytest.raises(ConfigurationError, match=r'wrong\.json: ') as caught:
+            config.parameters(load_config(file), 'chat', '/', source=str(file))
+        assert 'pencil' not in str(caught.value)
     file.write_text('[' * 100_000)
     with pytest.raises(ConfigurationError, match='nested too deeply'):
         load_config(file)
