@@ -8,10 +8,11 @@
 -- upgrade of Mikkoo, over the schema of Mikkoo 1 to 3 (audit records are kept), and after pg_restore (pg_dump
 -- leaves out the trigger on pgq.tick). It needs PostgreSQL 13 and PgQ.
 --
--- Two roles come with it, for your own login roles to be members of:
+-- Three roles come with it, for your own login roles to be members of:
 --
 --     GRANT mikkoo_producer TO your_application;      -- inserts events
 --     GRANT mikkoo_relay TO the_login_of_mikkood;     -- relays them
+--     GRANT mikkoo_auditor TO the_login_of_auditors;  -- proves that they arrived
 --
 -- A consumer that deduplicates in this database needs, itself:
 --
@@ -19,7 +20,7 @@
 
 DO $mikkoo$
 DECLARE
-    shipped CONSTANT integer := 4;  -- the version that this file makes; each has its upgrade below
+    shipped CONSTANT integer := 5;  -- the version that this file makes; each has its upgrade below
     installed integer;
     owner name;
     role_name name;
@@ -58,18 +59,19 @@ BEGIN
 
     -- Roles: they belong to the whole cluster, so another database may have made them --------------------------
 
-    FOREACH role_name IN ARRAY ARRAY['mikkoo_producer', 'mikkoo_relay'] LOOP
+    FOREACH role_name IN ARRAY ARRAY['mikkoo_producer', 'mikkoo_auditor', 'mikkoo_relay'] LOOP
         IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = role_name) THEN
             BEGIN
                 EXECUTE format('CREATE ROLE %I NOLOGIN', role_name);
                 EXECUTE format('COMMENT ON ROLE %I IS %L', role_name, CASE role_name
                     WHEN 'mikkoo_producer' THEN 'May insert events by the functions of schema mikkoo.'
+                    WHEN 'mikkoo_auditor' THEN 'May settle audit records: what an auditor needs, and no more.'
                     ELSE 'May relay events from PgQ: what mikkood needs, and no more.' END);
             EXCEPTION
                 WHEN insufficient_privilege THEN
                     RAISE EXCEPTION 'role "%" does not exist, and user "%" may not create it', role_name, current_user
                         USING HINT = 'An administrator has to run once: CREATE ROLE mikkoo_producer; '
-                            'CREATE ROLE mikkoo_relay; GRANT pgq_reader TO mikkoo_relay;';
+                            'CREATE ROLE mikkoo_auditor; CREATE ROLE mikkoo_relay; GRANT pgq_reader TO mikkoo_relay;';
                 WHEN duplicate_object OR unique_violation THEN
                     NULL;  -- made by another database at this moment
             END;
@@ -191,6 +193,43 @@ BEGIN
         );
         CREATE INDEX IF NOT EXISTS inbox_handled_at ON mikkoo.inbox (consumer, handled_at);
         INSERT INTO mikkoo.schema_version (version) VALUES (4);
+    END IF;
+
+    IF installed < 5 THEN
+        -- One of the two holds a record: settling by deletion touches no more than the key and the first.
+        DROP INDEX IF EXISTS mikkoo.audit_published_at;
+        CREATE INDEX audit_outstanding ON mikkoo.audit (published_at) WHERE received_at IS NULL;
+        CREATE INDEX audit_received ON mikkoo.audit (received_at) WHERE received_at IS NOT NULL;
+        CREATE TABLE mikkoo.audit_tally (
+            auditor       text NOT NULL,
+            queue         text NOT NULL,
+            exchange      text NOT NULL,
+            hour          timestamptz NOT NULL,
+            received      bigint NOT NULL DEFAULT 0,
+            duplicates    bigint NOT NULL DEFAULT 0,
+            differing     bigint NOT NULL DEFAULT 0,
+            expired       bigint NOT NULL DEFAULT 0,
+            unknown       bigint NOT NULL DEFAULT 0,
+            unidentified  bigint NOT NULL DEFAULT 0,
+            latency_total double precision NOT NULL DEFAULT 0,
+            latency_max   double precision NOT NULL DEFAULT 0,
+            CONSTRAINT audit_tally_pkey PRIMARY KEY (auditor, queue, exchange, hour)
+        ) WITH (fillfactor = 50);
+        CREATE TABLE mikkoo.audit_difference (
+            message_id   uuid NOT NULL,
+            auditor      text NOT NULL,
+            queue        text NOT NULL,
+            seen_at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+            fields       text[] NOT NULL,
+            exchange     text NOT NULL,
+            routing_key  text NOT NULL,
+            content_type text,
+            body_sha256  bytea NOT NULL,
+            body_size    bigint NOT NULL,
+            CONSTRAINT audit_difference_pkey PRIMARY KEY (message_id, auditor, fields, body_sha256)
+        );
+        CREATE INDEX audit_difference_seen_at ON mikkoo.audit_difference (seen_at);
+        INSERT INTO mikkoo.schema_version (version) VALUES (5);
     END IF;
 
     -- Inserting events ----------------------------------------------------------------------------------------
@@ -385,10 +424,10 @@ Returns how many; call it again if that is 10,000.';
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC', signature::regprocedure);
     END LOOP;
     REVOKE ALL ON SCHEMA mikkoo FROM PUBLIC;
-    REVOKE ALL ON mikkoo.audit, mikkoo.schema_version, mikkoo.dead_letter, mikkoo.failing_event,
-        mikkoo.batch_progress, mikkoo.inbox FROM PUBLIC;
+    REVOKE ALL ON mikkoo.audit, mikkoo.audit_tally, mikkoo.audit_difference, mikkoo.schema_version,
+        mikkoo.dead_letter, mikkoo.failing_event, mikkoo.batch_progress, mikkoo.inbox FROM PUBLIC;
 
-    GRANT USAGE ON SCHEMA mikkoo TO mikkoo_producer, mikkoo_relay;
+    GRANT USAGE ON SCHEMA mikkoo TO mikkoo_producer, mikkoo_auditor, mikkoo_relay;
     GRANT EXECUTE ON FUNCTION
         mikkoo.insert_event(text, text, text, text, text),
         mikkoo.insert_event(text, text, text, text, text, text, text),
@@ -397,10 +436,13 @@ Returns how many; call it again if that is 10,000.';
         mikkoo.new_audit_record(uuid, bigint, text, text, text, text, text, text, text)
         TO mikkoo_producer;
     GRANT EXECUTE ON FUNCTION mikkoo.move_retries() TO mikkoo_relay;
-    GRANT SELECT ON mikkoo.schema_version TO mikkoo_relay;
+    GRANT SELECT ON mikkoo.schema_version TO mikkoo_relay, mikkoo_auditor;
     GRANT SELECT, INSERT, UPDATE, DELETE ON mikkoo.dead_letter TO mikkoo_relay;
     GRANT SELECT, INSERT, DELETE ON mikkoo.failing_event TO mikkoo_relay;
     GRANT SELECT, INSERT, UPDATE, DELETE ON mikkoo.batch_progress TO mikkoo_relay;
+    GRANT SELECT, UPDATE (received_at), DELETE ON mikkoo.audit TO mikkoo_auditor;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON mikkoo.audit_tally TO mikkoo_auditor;
+    GRANT SELECT, INSERT, DELETE ON mikkoo.audit_difference TO mikkoo_auditor;
 
     -- Retries cost milliseconds with it, and a scan of the batch for each event without.
     BEGIN
@@ -423,7 +465,7 @@ Returns how many; call it again if that is 10,000.';
         SELECT string_agg(DISTINCT quote_ident(pg_get_userbyid(acl.grantee)), ', ') INTO others
             FROM pg_namespace, aclexplode(nspacl) AS acl
             WHERE nspname = 'mikkoo' AND acl.privilege_type = 'USAGE' AND acl.grantee NOT IN (0, nspowner)
-                AND pg_get_userbyid(acl.grantee) NOT IN ('mikkoo_producer', 'mikkoo_relay')
+                AND pg_get_userbyid(acl.grantee) NOT IN ('mikkoo_producer', 'mikkoo_auditor', 'mikkoo_relay')
                 AND NOT pg_has_role(acl.grantee, 'mikkoo_producer', 'MEMBER');
         IF others IS NOT NULL THEN
             RAISE WARNING 'these roles may use schema mikkoo, but may no longer call its functions: %', others
@@ -451,7 +493,35 @@ Returns how many; call it again if that is 10,000.';
     COMMENT ON COLUMN mikkoo.audit.published_at IS 'When the transaction began that inserted the event';
     COMMENT ON COLUMN mikkoo.audit.received_at IS 'When the audit saw the message in RabbitMQ; NULL: not yet';
     COMMENT ON CONSTRAINT audit_pkey ON mikkoo.audit IS 'Holds published_at so that the table can be partitioned by it';
-    COMMENT ON INDEX mikkoo.audit_published_at IS 'For looking at, and deleting, records by age';
+    COMMENT ON INDEX mikkoo.audit_outstanding IS 'For counting what is late, and for what is older than `keep`';
+    COMMENT ON INDEX mikkoo.audit_received IS 'For deleting marked records by age';
+    COMMENT ON TABLE mikkoo.audit_tally IS 'What auditors have counted, by hour; pruned by them.';
+    COMMENT ON COLUMN mikkoo.audit_tally.auditor IS 'Name of the auditor';
+    COMMENT ON COLUMN mikkoo.audit_tally.queue IS 'PgQ queue; empty for messages without a record';
+    COMMENT ON COLUMN mikkoo.audit_tally.exchange IS 'Exchange; empty is the default exchange';
+    COMMENT ON COLUMN mikkoo.audit_tally.hour IS 'Hour in which they were counted';
+    COMMENT ON COLUMN mikkoo.audit_tally.received IS 'Records whose message has arrived, the differing among them';
+    COMMENT ON COLUMN mikkoo.audit_tally.duplicates IS 'Messages that arrived again';
+    COMMENT ON COLUMN mikkoo.audit_tally.differing IS 'Messages that were not as recorded: audit_difference';
+    COMMENT ON COLUMN mikkoo.audit_tally.expired IS 'Records removed by age whose message had not arrived';
+    COMMENT ON COLUMN mikkoo.audit_tally.unknown IS 'Messages with a message_id that has no record';
+    COMMENT ON COLUMN mikkoo.audit_tally.unidentified IS 'Messages without a message_id, or with one that is no UUID';
+    COMMENT ON COLUMN mikkoo.audit_tally.latency_total IS 'Seconds from published_at to arrival, summed over received';
+    COMMENT ON COLUMN mikkoo.audit_tally.latency_max IS 'Seconds from published_at to arrival, the longest';
+    COMMENT ON CONSTRAINT audit_tally_pkey ON mikkoo.audit_tally IS 'One row is counted up for an hour';
+    COMMENT ON TABLE mikkoo.audit_difference IS 'Messages that arrived otherwise than recorded; pruned by auditors.';
+    COMMENT ON COLUMN mikkoo.audit_difference.message_id IS 'AMQP property message_id';
+    COMMENT ON COLUMN mikkoo.audit_difference.auditor IS 'Name of the auditor';
+    COMMENT ON COLUMN mikkoo.audit_difference.queue IS 'PgQ queue';
+    COMMENT ON COLUMN mikkoo.audit_difference.seen_at IS 'When it was found';
+    COMMENT ON COLUMN mikkoo.audit_difference.fields IS 'What differs: exchange, routing_key, content_type, body';
+    COMMENT ON COLUMN mikkoo.audit_difference.exchange IS 'Exchange as it arrived';
+    COMMENT ON COLUMN mikkoo.audit_difference.routing_key IS 'Routing key as it arrived';
+    COMMENT ON COLUMN mikkoo.audit_difference.content_type IS 'AMQP property content_type as it arrived';
+    COMMENT ON COLUMN mikkoo.audit_difference.body_sha256 IS 'SHA-256 of the body that arrived';
+    COMMENT ON COLUMN mikkoo.audit_difference.body_size IS 'Bytes of the body that arrived';
+    COMMENT ON CONSTRAINT audit_difference_pkey ON mikkoo.audit_difference IS 'A redelivery is the same difference';
+    COMMENT ON INDEX mikkoo.audit_difference_seen_at IS 'For pruning by age';
 
     COMMENT ON TABLE mikkoo.dead_letter IS 'Events that were given up, whole, each with its reason: mikkood dead-letters.';
     COMMENT ON COLUMN mikkoo.dead_letter.id IS 'Number of the dead letter';

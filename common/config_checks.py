@@ -48,14 +48,20 @@ def check(tree: Section) -> Findings:
     application = tree.section('Application')
     _sentry(application, findings)
     workers = application.section('workers')
-    if 'workers' in application and isinstance(application['workers'], Section) and not workers:
+    auditors = application.section('auditors')
+    if isinstance(application.get('workers'), Section) and not workers and not auditors:
         findings.warn(
             application.key_places['workers'], ('Application', 'workers'), 'no workers: nothing is relayed'
         )
     for name, worker in workers.items():
         if isinstance(worker, Section):
             _Worker(worker, ('Application', 'workers', name), findings).check()
+    for name, auditor in auditors.items():
+        if isinstance(auditor, Section):
+            _Process(auditor, ('Application', 'auditors', name), findings).check()
     _same_consumers(workers, findings)
+    _same_names(workers, auditors, findings)
+    _same_records(auditors, findings)
     return findings
 
 
@@ -70,24 +76,20 @@ def _sentry(application: Section, findings: Findings) -> None:
         )
 
 
-class _Worker:
-    """The checks of one worker's mapping."""
+class _Process:
+    """The checks of the mapping of one process: what workers and auditors have in common."""
 
-    def __init__(self, worker: Section, path: KeyPath, findings: Findings) -> None:
-        self._worker = worker
+    second_names: tuple[tuple[str, str], ...] = (('postgresql_url', 'postgres_url'),)
+
+    def __init__(self, section: Section, path: KeyPath, findings: Findings) -> None:
+        self._section = section
         self._path = path
         self._findings = findings
 
     def check(self) -> None:
-        for second, name in SECOND_WORKER_NAMES:
-            self._one_name(self._worker, self._path, second, name)
-        self._processes()
-        self._rabbitmq_url()
-        self._flag(
-            'confirm', False, 'without confirms an event may be lost when the broker or the link fails'
-        )
-        self._flag('unregister', True, 'events that are inserted while the daemon is down are lost')
-        rabbitmq, path = self._worker.section('rabbitmq'), (*self._path, 'rabbitmq')
+        for second, name in self.second_names:
+            self._one_name(self._section, self._path, second, name)
+        rabbitmq, path = self._section.section('rabbitmq'), (*self._path, 'rabbitmq')
         self._one_name(rabbitmq, path, 'hosts', 'host')
         self._tls(rabbitmq, path)
 
@@ -106,37 +108,6 @@ class _Worker:
                 f'a value that differs from {name}',
                 f'another name of {name}: give one of them',
             )
-
-    def _processes(self) -> None:
-        if 'processes' in self._worker:
-            place = self._worker.key_places['processes']
-            del self._worker['processes']
-            text = 'ignored: one process relays a queue, in order; remove the key'
-            self._findings.warn(place, (*self._path, 'processes'), text)
-
-    def _rabbitmq_url(self) -> None:
-        """mikkoo 3's example has this key: taken apart, since connecting elsewhere would be worse."""
-        if 'rabbitmq_url' not in self._worker:
-            return
-        place, path = self._worker.key_places['rabbitmq_url'], (*self._path, 'rabbitmq_url')
-        url = self._worker.pop('rabbitmq_url')
-        if 'rabbitmq' in self._worker:
-            self._findings.mistake(place, path, 'both rabbitmq and rabbitmq_url', 'one of them: rabbitmq')
-            return
-        rabbitmq = rabbitmq_of(url) if isinstance(url, Scalar) and not url.broken else None
-        if rabbitmq is not None:
-            self._worker.put('rabbitmq', place, rabbitmq)
-            self._findings.warn(
-                place, path, 'old; write host, port, vhost, username and password under rabbitmq'
-            )
-        elif not (isinstance(url, Scalar) and url.broken):
-            allowed = 'amqp://user:password@host:5672/vhost; better: a mapping rabbitmq with host, port, ...'
-            self._findings.mistake(place, path, 'a URL that cannot be taken apart', allowed)
-
-    def _flag(self, key: str, value: bool, text: str) -> None:
-        scalar = self._worker.scalar(key)
-        if scalar is not None and scalar.typed is value:
-            self._findings.warn(scalar.place, (*self._path, key), f'{str(value).lower()}: {text}')
 
     def _tls(self, rabbitmq: Section, path: KeyPath) -> None:
         given = rabbitmq.get('ssl_options')
@@ -162,6 +133,52 @@ class _Worker:
             self._findings.mistake(
                 keyfile.place, (*path, 'keyfile'), 'no certfile', 'a key needs its certificate: certfile'
             )
+
+
+class _Worker(_Process):
+    """The checks that only a worker needs."""
+
+    second_names = SECOND_WORKER_NAMES
+
+    def check(self) -> None:
+        self._processes()
+        self._rabbitmq_url()
+        self._flag(
+            'confirm', False, 'without confirms an event may be lost when the broker or the link fails'
+        )
+        self._flag('unregister', True, 'events that are inserted while the daemon is down are lost')
+        super().check()
+
+    def _processes(self) -> None:
+        if 'processes' in self._section:
+            place = self._section.key_places['processes']
+            del self._section['processes']
+            text = 'ignored: one process relays a queue, in order; remove the key'
+            self._findings.warn(place, (*self._path, 'processes'), text)
+
+    def _rabbitmq_url(self) -> None:
+        """mikkoo 3's example has this key: taken apart, since connecting elsewhere would be worse."""
+        if 'rabbitmq_url' not in self._section:
+            return
+        place, path = self._section.key_places['rabbitmq_url'], (*self._path, 'rabbitmq_url')
+        url = self._section.pop('rabbitmq_url')
+        if 'rabbitmq' in self._section:
+            self._findings.mistake(place, path, 'both rabbitmq and rabbitmq_url', 'one of them: rabbitmq')
+            return
+        rabbitmq = rabbitmq_of(url) if isinstance(url, Scalar) and not url.broken else None
+        if rabbitmq is not None:
+            self._section.put('rabbitmq', place, rabbitmq)
+            self._findings.warn(
+                place, path, 'old; write host, port, vhost, username and password under rabbitmq'
+            )
+        elif not (isinstance(url, Scalar) and url.broken):
+            allowed = 'amqp://user:password@host:5672/vhost; better: a mapping rabbitmq with host, port, ...'
+            self._findings.mistake(place, path, 'a URL that cannot be taken apart', allowed)
+
+    def _flag(self, key: str, value: bool, text: str) -> None:
+        scalar = self._section.scalar(key)
+        if scalar is not None and scalar.typed is value:
+            self._findings.warn(scalar.place, (*self._path, key), f'{str(value).lower()}: {text}')
 
 
 def _texts(tree: object) -> object:
@@ -217,6 +234,38 @@ def _same_consumers(workers: Section, findings: Findings) -> None:
                 f'the same database, queue and consumer_name as worker {owner}',
                 'one worker for each; two readers of a queue need two consumer names',
             )
+
+
+def _same_names(workers: Section, auditors: Section, findings: Findings) -> None:
+    """Logs, metrics and commands know a process by its name."""
+    for name in auditors:
+        if name in workers:
+            findings.mistake(
+                auditors.key_places[name],
+                ('Application', 'auditors', name),
+                'the name of a worker',
+                'a name that no worker has',
+            )
+
+
+def _same_records(auditors: Section, findings: Findings) -> None:
+    """A record is settled once: a second auditor of it would call its message unknown."""
+    owners: dict[tuple[object, ...], str] = {}
+    for name, auditor in auditors.items():
+        url = auditor.scalar('postgres_url') if isinstance(auditor, Section) else None
+        bindings = auditor.get('bindings') if isinstance(auditor, Section) else None
+        if url is None or not isinstance(bindings, Items):
+            continue
+        exchanges = [binding.scalar('exchange') for binding in bindings if isinstance(binding, Section)]
+        for exchange in {scalar.text for scalar in exchanges if scalar is not None}:
+            owner = owners.setdefault((database_of(url.text), exchange), name)
+            if owner != name:
+                findings.mistake(
+                    auditors.key_places[name],
+                    ('Application', 'auditors', name),
+                    f'the same database and exchange {exchange!r} as auditor {owner}',
+                    'one auditor for an exchange, with all of its bindings',
+                )
 
 
 def database_of(url: str) -> tuple[str, ...]:

@@ -179,6 +179,65 @@ class Worker(Part):
         return settings.WorkerSettings(name=name, **values)
 
 
+_binding = _options(settings.BindingSettings)
+
+
+class Binding(Part):
+    """What an auditor taps."""
+
+    exchange: Annotated[str, types.EXCHANGE] = Field(description='Exchange whose messages are audited')
+    routing_key: Annotated[str, types.ROUTING_KEY] = _binding(
+        'routing_key', 'Binding key; the default takes all of a topic or fanout exchange'
+    )
+    arguments: Annotated[dict[str, Any], types.ARGUMENTS] = Field(
+        default_factory=dict, description='Arguments of the binding, for a headers exchange'
+    )
+
+
+_auditor = _options(settings.AuditorSettings)
+
+
+class Auditor(Part):
+    """Compares what arrives in one RabbitMQ with the audit records of one database."""
+
+    second_names = {'postgresql_url': 'postgres_url'}
+
+    postgres_url: Annotated[str, types.DATABASE_URL] = Field(
+        description='URL (or conninfo) of the database that holds the records'
+    )
+    rabbitmq: RabbitMQ = Field(default_factory=RabbitMQ, description='How to reach RabbitMQ')
+    bindings: Annotated[tuple[Binding, ...], BeforeValidator(types.some_items)] = Field(
+        description='What is audited: a list of bindings', json_schema_extra={'minItems': 1}
+    )
+    queue: Annotated[str | None, types.QUEUE] = Field(
+        default=None, description='RabbitMQ queue that is made for it; mikkoo.audit.NAME if not given'
+    )
+    queue_type: Annotated[str, types.one_of('quorum', 'classic')] = _auditor(
+        'queue_type', 'Kind of that queue, quorum (classic where the broker has none) or classic'
+    )
+    grace: Annotated[float, types.seconds(0.1, 365 * DAY)] = _auditor(
+        'grace', 'Age from which a record whose message has not arrived is late', 'seconds'
+    )
+    keep: Annotated[float, types.seconds(1, 3650 * DAY)] = _auditor(
+        'keep', 'Time after which records, differences and counts are removed', 'seconds'
+    )
+    action: Annotated[str, types.one_of('delete', 'mark')] = _auditor(
+        'action', 'What becomes of a record whose message has arrived, delete or mark'
+    )
+    prefetch: Annotated[int, types.count(1, 65_535)] = _auditor(
+        'prefetch', 'Messages in hand, at most', 'messages'
+    )
+
+    def record(self, name: str) -> settings.AuditorSettings:
+        values = {
+            **dict(self),
+            'queue': self.queue or settings.audit_queue(name),
+            'rabbitmq': self.rabbitmq.record(),
+            'bindings': tuple(settings.BindingSettings(**dict(binding)) for binding in self.bindings),
+        }
+        return settings.AuditorSettings(name=name, **values)
+
+
 _statsd = _options(settings.StatsdSettings)
 
 
@@ -205,6 +264,9 @@ class ApplicationPart(Part):
     )
     statsd: Statsd = Field(default_factory=Statsd, description='Metrics by UDP')
     workers: dict[Annotated[str, types.NAME], Worker] = Field(description='Workers by name')
+    auditors: dict[Annotated[str, types.NAME], Auditor] = Field(
+        default_factory=dict, description='Auditors by name'
+    )
 
 
 _daemon = _options(settings.DaemonSettings)
@@ -239,8 +301,9 @@ class Configuration(Part):
         statsd = settings.StatsdSettings(**dict(application.statsd))
         telemetry = settings.Telemetry(statsd, application.sentry_dsn, levels, application.poll_interval)
         workers = tuple(worker.record(name) for name, worker in application.workers.items())
+        auditors = tuple(auditor.record(name) for name, auditor in application.auditors.items())
         return settings.Settings(
-            workers, telemetry, settings.DaemonSettings(**dict(self.Daemon)), logging, warnings
+            workers, auditors, telemetry, settings.DaemonSettings(**dict(self.Daemon)), logging, warnings
         )
 
 
@@ -265,7 +328,7 @@ def validate(tree: Section, folder: Path) -> Configuration | list[Problem]:
 def schema() -> dict[str, Any]:
     """The JSON Schema of Application and Daemon, with the second names of keys."""
     made = Configuration.model_json_schema()
-    for part in (Worker, RabbitMQ, SslOptions):
+    for part in (Worker, Auditor, RabbitMQ, SslOptions):
         properties = made['$defs'][part.__name__]['properties']
         for second, name in part.second_names.items():
             properties[second] = {
@@ -273,9 +336,10 @@ def schema() -> dict[str, Any]:
                 'description': f'Another name of {name}',
                 'deprecated': True,
             }
-    worker = made['$defs']['Worker']
-    worker['anyOf'] = [{'required': [name]} for name in ('postgres_url', 'postgresql_url')]
-    del worker['required']
+    for part in (Worker, Auditor):
+        process = made['$defs'][part.__name__]
+        process['anyOf'] = [{'required': [name]} for name in ('postgres_url', 'postgresql_url')]
+        process['required'].remove('postgres_url')
     tls = made['$defs']['RabbitMQ']['properties']['ssl_options']
     tls['anyOf'] = [{'type': 'boolean'}, *(form for form in tls['anyOf'] if form != {'type': 'null'})]
     return made
@@ -292,9 +356,13 @@ def part_at(path: KeyPath) -> type[Part] | None:
             return Statsd
         case ('Application', 'workers', _):
             return Worker
-        case ('Application', 'workers', _, 'rabbitmq'):
+        case ('Application', 'auditors', _):
+            return Auditor
+        case ('Application', 'auditors', _, 'bindings', _):
+            return Binding
+        case ('Application', 'workers' | 'auditors', _, 'rabbitmq'):
             return RabbitMQ
-        case ('Application', 'workers', _, 'rabbitmq', 'ssl_options'):
+        case ('Application', 'workers' | 'auditors', _, 'rabbitmq', 'ssl_options'):
             return SslOptions
         case ('Daemon',):
             return DaemonPart

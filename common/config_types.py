@@ -116,6 +116,40 @@ def text(least: int, most: int, allowed: str, pattern: str = '') -> Rule:
     return _rule(check, **_ANY_TEXT)
 
 
+def one_of(*words: str) -> Rule:
+    """One of these words."""
+
+    def check(value: Any) -> str:
+        found = _text(value, allowed := ' or '.join(words))
+        if found not in words:
+            raise ValueError(allowed)
+        return found
+
+    return _typed(check, {'type': 'string', 'enum': list(words)})
+
+
+def _arguments(value: Any) -> dict[str, Any]:
+    allowed = 'a mapping of names to texts, numbers, true or false'
+    if not isinstance(value, Section):
+        raise ValueError(allowed)
+    found = {name: item.value if isinstance(item, Scalar) else None for name, item in value.items()}
+    if not all(0 < len(name.encode()) <= 255 and _is_argument(item) for name, item in found.items()):
+        raise ValueError(allowed)
+    return found
+
+
+def _is_argument(value: Any) -> bool:
+    """Whether AMQP has a type for it: integers have 64 bits."""
+    return value is not None and not (type(value) is int and not -(2**63) <= value < 2**63)
+
+
+def some_items(value: Any) -> Any:
+    """Before a model of a list: a list with something in it."""
+    if not isinstance(value, Items) or not value:
+        raise ValueError('a list with at least one item')
+    return value
+
+
 def _umask(value: Any) -> int:
     digits = _text(value, allowed := "octal digits up to 777, as '022'").removeprefix('0o')
     if not re.fullmatch('0?[0-7]{1,3}', digits):
@@ -225,6 +259,10 @@ def switchable(value: Any) -> Any:
 FLAG = _typed(_flag, {'type': 'boolean'})
 TEXT = _rule(_text, **_ANY_TEXT)
 NAME = text(1, 255, 'a name of 1 to 255 bytes without control characters', r'[^\x00-\x1f\x7f-\x9f]+')
+QUEUE = text(1, 255, 'the name of a queue, 1 to 255 bytes')
+EXCHANGE = text(1, 255, 'the name of an exchange, 1 to 255 bytes; the default exchange cannot be tapped')
+ROUTING_KEY = text(0, 255, 'a binding key, at most 255 bytes')
+ARGUMENTS = _rule(_arguments, type='object')
 VIRTUAL_HOST = text(1, 255, 'the name of a virtual host, 1 to 255 bytes')
 STATSD_PREFIX = text(0, 255, 'a name without spaces and : | @', r'[^\s:|@]*')
 HOST = _rule(_host, type='string')

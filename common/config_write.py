@@ -18,7 +18,13 @@ from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from mikkoo.common.config_yaml import compose
 from mikkoo.common.errors import ConfigurationError, Mistake
-from mikkoo.common.settings import BrokerSettings, DaemonSettings, Settings, WorkerSettings
+from mikkoo.common.settings import (
+    AuditorSettings,
+    BrokerSettings,
+    DaemonSettings,
+    Settings,
+    WorkerSettings,
+)
 
 _SIMPLE_KEY = re.compile('[A-Za-z_][A-Za-z0-9_]*')
 
@@ -32,7 +38,8 @@ def dump(settings: Settings) -> str:
         'poll_interval': telemetry.poll_interval,
         **_given({'sentry_dsn': telemetry.sentry_dsn}),
         'statsd': _values(telemetry.statsd),
-        'workers': {worker.name: _worker(worker) for worker in settings.workers},
+        'workers': {worker.name: _process(worker) for worker in settings.workers},
+        'auditors': {auditor.name: _process(auditor) for auditor in settings.auditors},
     }
     content = {'Application': application, 'Daemon': _daemon(settings.daemon), 'Logging': settings.logging}
     text = StringIO()
@@ -79,8 +86,11 @@ def _values(record: Any) -> dict[str, Any]:
     return _given({field.name: getattr(record, field.name) for field in fields(record)})
 
 
-def _worker(worker: WorkerSettings) -> dict[str, Any]:
-    return _given({**_values(worker), 'name': None, 'rabbitmq': _rabbitmq(worker.rabbitmq)})
+def _process(process: WorkerSettings | AuditorSettings) -> dict[str, Any]:
+    values = {**_values(process), 'name': None, 'rabbitmq': _rabbitmq(process.rabbitmq)}
+    if isinstance(process, AuditorSettings):
+        values['bindings'] = [_values(binding) for binding in process.bindings]
+    return _given(values)
 
 
 def _rabbitmq(broker: BrokerSettings) -> dict[str, Any]:

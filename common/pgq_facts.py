@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from mikkoo.common.errors import DatabaseError
 from mikkoo.common.postgres import Session
 
-SCHEMA_VERSION = 4  # what the mikkoo.sql beside this makes
+SCHEMA_VERSION = 5  # what the mikkoo.sql beside this makes
 FUTURE_TICK = 5.0  # seconds ahead of the server's clock from which a tick shows that the clock was set back
 PL_ONLY = 'PL/pgSQL only'  # what pgq_version says of pgq_pl_only.sql, whose pgq.version() is NULL
 

@@ -58,6 +58,56 @@ class WorkerSettings:
     confirm_timeout: float = 60.0
     window_bytes: int = 16 * 1024 * 1024
 
+    @property
+    def kind(self) -> str:
+        return 'worker'
+
+
+@dataclass(frozen=True, slots=True)
+class BindingSettings:
+    """What an auditor taps: an exchange, and which of its messages. `arguments`: of a headers exchange."""
+
+    exchange: str
+    routing_key: str = '#'
+    arguments: Mapping[str, str | int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AuditorSettings:
+    """One entry of Application/auditors: the records of one database against one broker. Times in seconds.
+
+    `action`: what becomes of a record whose message has arrived, 'delete' or 'mark'. `queue_type`: 'quorum'
+    (classic where the broker has none) or 'classic'.
+    """
+
+    name: str
+    queue: str
+    postgres_url: str = field(repr=False)
+    bindings: tuple[BindingSettings, ...]
+    rabbitmq: BrokerSettings = BrokerSettings()
+    queue_type: str = 'quorum'
+    grace: float = 60.0
+    keep: float = 604_800.0
+    action: str = 'delete'
+    prefetch: int = 1000
+
+    @property
+    def kind(self) -> str:
+        return 'auditor'
+
+    @property
+    def exchanges(self) -> tuple[str, ...]:
+        """The exchanges that it audits, each once."""
+        return tuple(dict.fromkeys(binding.exchange for binding in self.bindings))
+
+
+ProcessSettings = WorkerSettings | AuditorSettings  # what a child of the supervisor is given
+
+
+def audit_queue(name: str) -> str:
+    """The RabbitMQ queue of an auditor that gives none."""
+    return f'mikkoo.audit.{name}'
+
 
 @dataclass(frozen=True, slots=True)
 class StatsdSettings:
@@ -117,7 +167,13 @@ class Settings:
     """
 
     workers: tuple[WorkerSettings, ...] = ()
+    auditors: tuple[AuditorSettings, ...] = ()
     telemetry: Telemetry = Telemetry()
     daemon: DaemonSettings = DaemonSettings()
     logging: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def processes(self) -> tuple[ProcessSettings, ...]:
+        """All that the supervisor keeps running; no two have one name."""
+        return (*self.workers, *self.auditors)

@@ -18,7 +18,7 @@ from tests.servers.rabbitmq import RabbitServer
 if TYPE_CHECKING:
     from psycopg2.extensions import connection
 
-ROLES = ('mikkoo_relay', 'mikkoo_producer')  # made by mikkoo.sql
+ROLES = ('mikkoo_relay', 'mikkoo_producer', 'mikkoo_auditor')  # made by mikkoo.sql
 
 
 def pytest_configure() -> None:
@@ -29,8 +29,8 @@ def pytest_configure() -> None:
 class Database:
     """A fresh database with PgQ (and mikkoo.sql) on the session's server.
 
-    `url`: as superuser. `relay_url`, `producer_url`: as login roles that may do what mikkoo_relay and
-    mikkoo_producer may, and no more.
+    `url`: as superuser. `relay_url`, `producer_url`, `auditor_url`: as login roles that may do what
+    mikkoo_relay, mikkoo_producer and mikkoo_auditor may, and no more.
     """
 
     server: PostgresServer
@@ -47,6 +47,10 @@ class Database:
     @property
     def producer_url(self) -> str:
         return self.server.url(self.name, f'producer_{self.name}')
+
+    @property
+    def auditor_url(self) -> str:
+        return self.server.url(self.name, f'auditor_{self.name}')
 
     def connect(self, user: str = 'postgres') -> connection:
         """A psycopg2 connection in autocommit mode; the caller closes it."""

@@ -21,6 +21,8 @@ SEEDS = [
     b'  handlers: {h: {class: logging.NullHandler, formatter: f, debug_only: yes}}\n'
     b'  loggers: {a.b: {level: INFO, handlers: [h]}}\n',
     b'%YAML 1.2\n---\n? a\n: - |\n  text\n  - >-\n   folded\n...\n',
+    b'Application: {workers: {}, auditors: {a: {postgres_url: a=b, queue: q, bindings: [{exchange: e,\n'
+    b' routing_key: k, arguments: {x-match: all, n: 1}}], action: mark}}}\n',
     b'Application: {sentry_dsn: [YOUR SENTRY DSN], workers: {"\\ud800": !!binary "a"}}\n',
 ]
 

@@ -189,3 +189,25 @@ def test_connector(tmp_path: Path) -> None:
     assert set(json.loads(path.read_text())) == {
         'consume mikkoo', 'consume pika', 'publish mikkoo', 'publish pika', 'publish many',
     }  # fmt: skip
+
+
+def test_audit_table(tmp_path: Path) -> None:
+    path = tmp_path / 'table.json'
+    options = (
+        '--sizes',
+        '0',
+        '2000',
+        '--layouts',
+        'shipped',
+        'full index',
+        '--rows',
+        '1000',
+        '--json',
+        str(path),
+    )
+    assert '10,000 settlements a second' in bench('bench.audit_table', *options)
+    runs = json.loads(path.read_text())['runs']
+    assert [(run['layout'], run['action']) for run in runs[:4]] == [
+        (layout, action) for layout in ('shipped', 'full index') for action in ('delete', 'mark')
+    ]
+    assert len(runs) == 8 and all(run['settles'] > 0 for run in runs)

@@ -357,9 +357,9 @@ def test_everything_has_a_comment(admin: Execute) -> None:
     assert admin(triggers) == [(True,)]
     roles = (
         "select shobj_description(oid, 'pg_authid') is not null from pg_roles"
-        " where rolname in ('mikkoo_relay', 'mikkoo_producer')"
+        " where rolname in ('mikkoo_relay', 'mikkoo_producer', 'mikkoo_auditor')"
     )
-    assert admin(roles) == [(True,), (True,)]
+    assert admin(roles) == [(True,)] * 3
 
 
 # The holes of the original
@@ -510,6 +510,13 @@ KEEPING = {
 }
 
 
+COUNTING = {
+    'mikkoo.audit': {'SELECT', 'DELETE'},  # and UPDATE of one column
+    'mikkoo.audit_tally': {'SELECT', 'INSERT', 'UPDATE', 'DELETE'},
+    'mikkoo.audit_difference': {'SELECT', 'INSERT', 'DELETE'},
+}
+
+
 @pytest.mark.parametrize('table', KEEPING)
 def test_only_a_relay_may_use_what_is_kept_for_it(
     database: Database, admin: Execute, produce: Execute, make_role: Callable[..., str], table: str
@@ -528,6 +535,31 @@ def test_only_a_relay_may_use_what_is_kept_for_it(
     for sql in (f'select * from {table}', f'delete from {table}'):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
             produce(sql)
+
+
+@pytest.mark.parametrize('table', COUNTING)
+def test_only_an_auditor_may_use_what_it_counts(
+    admin: Execute, make_role: Callable[..., str], table: str
+) -> None:
+    held = (
+        'select array_agg(name order by name)'
+        " from unnest('{SELECT,INSERT,UPDATE,DELETE,TRUNCATE,REFERENCES,TRIGGER}'::text[]) as name"
+        ' where has_table_privilege(%s, %s, name)'
+    )
+    assert admin(held, 'mikkoo_auditor', table) == [(sorted(COUNTING[table]),)]
+    for role in ('mikkoo_relay', 'mikkoo_producer', make_role()):
+        assert admin(held, role, table) == [(None,)]
+
+
+def test_a_record_is_held_by_one_index_beside_the_key(admin: Execute, produce: Execute) -> None:
+    conditions = (
+        'select indexrelid::regclass::text, pg_get_expr(indpred, indrelid) from pg_index'
+        " where indrelid = 'mikkoo.audit'::regclass and not indisprimary order by 1"
+    )
+    assert admin(conditions) == [
+        ('mikkoo.audit_outstanding', '(received_at IS NULL)'),
+        ('mikkoo.audit_received', '(received_at IS NOT NULL)'),
+    ]
 
 
 def test_a_relay_buries_and_digs_up(
@@ -626,10 +658,15 @@ def test_two_runs_at_once(make_database: Callable[..., Database]) -> None:
     assert database.execute('select version from mikkoo.schema_version order by 1') == versions
 
 
+BEFORE_5 = """
+    drop table mikkoo.audit_tally, mikkoo.audit_difference;
+    drop index mikkoo.audit_outstanding, mikkoo.audit_received;
+    create index audit_published_at on mikkoo.audit (published_at);
+"""
 TO_VERSION = {
-    1: """drop table mikkoo.dead_letter, mikkoo.failing_event, mikkoo.batch_progress;
+    1: f"""{BEFORE_5} drop table mikkoo.dead_letter, mikkoo.failing_event, mikkoo.batch_progress;
         delete from mikkoo.schema_version where version > 1""",
-    2: """drop table mikkoo.batch_progress;
+    2: f"""{BEFORE_5} drop table mikkoo.batch_progress;
         create table mikkoo.batch_progress (
             queue text not null, consumer text not null, batch_id bigint not null, tick_id bigint not null,
             previous_tick_id bigint not null, tick_time timestamptz not null, last_event_id bigint not null,
@@ -637,12 +674,13 @@ TO_VERSION = {
             constraint batch_progress_pkey primary key (queue, consumer));
         insert into mikkoo.batch_progress values ('q', 'mikkoo', 1, 2, 1, '2026-11-22 10:00:00+00', 7);
         delete from mikkoo.schema_version where version > 2""",
+    4: f"""{BEFORE_5} delete from mikkoo.schema_version where version > 4""",
 }
 
 
 @pytest.mark.parametrize('version', TO_VERSION)
 def test_it_upgrades_older_versions(make_database: Callable[..., Database], version: int) -> None:
-    """Version 1 has no tables that keep things, version 2 counts no openings; what was recorded stays."""
+    """1 has no tables that keep things, 2 counts no openings, 4 no arrivals; what was recorded stays."""
     database, fresh = make_database(), make_database()
     database.execute(TO_VERSION[version])
     number = str(uuid.uuid4())
@@ -660,7 +698,7 @@ def test_it_upgrades_older_versions(make_database: Callable[..., Database], vers
     assert definitions(database) == again
     assert database.execute('select count(*) from mikkoo.dead_letter') == [(1,)]
     progress = 'select batch_id, last_event_id, attempts, alone from mikkoo.batch_progress'
-    assert database.execute(progress) == ([(1, 7, 0, False)] if version > 1 else [])
+    assert database.execute(progress) == ([(1, 7, 0, False)] if version == 2 else [])
 
 
 def definitions(database: Database) -> list[tuple[object, ...]]:
@@ -836,9 +874,11 @@ def test_roles_that_cannot_be_created() -> None:
         )
         said = install(database, 'owner')
         assert 'role "mikkoo_producer" does not exist, and user "owner" may not create it' in said
-        assert 'CREATE ROLE mikkoo_relay; GRANT pgq_reader TO mikkoo_relay;' in said
+        assert (
+            'CREATE ROLE mikkoo_auditor; CREATE ROLE mikkoo_relay; GRANT pgq_reader TO mikkoo_relay;' in said
+        )
         assert server.execute("select 1 from pg_roles where rolname like 'mikkoo%'") == []
-        server.execute('create role mikkoo_producer; create role mikkoo_relay')
+        server.execute('create role mikkoo_producer; create role mikkoo_auditor; create role mikkoo_relay')
         assert 'may not make mikkoo_relay a member of pgq_reader' in install(database, 'owner')
         server.execute('grant pgq_reader to mikkoo_relay')
         assert 'ERROR' not in install(database, 'owner')

@@ -13,6 +13,8 @@ import pytest
 from mikkoo.common import config
 from mikkoo.common.resources import example_configuration_path
 from mikkoo.common.settings import (
+    AuditorSettings,
+    BindingSettings,
     BrokerSettings,
     DaemonSettings,
     Settings,
@@ -231,6 +233,67 @@ def test_a_rabbitmq_url_of_mikkoo_3_is_taken_apart_with_a_warning() -> None:
 def test_warnings(body: str, rabbitmq: str, warning: str) -> None:
     (found,) = parse(body, rabbitmq).warnings
     assert found.startswith(f'/etc/mikkoo/mikkoo.yml:{warning}')
+
+
+AUDITOR = """
+Application:
+  workers: {}
+  auditors:
+    proof:
+      postgresql_url: postgresql://h/d
+      bindings: [{exchange: shop}]
+"""
+
+
+def test_an_auditor_with_defaults() -> None:
+    settings = config.parse(AUDITOR, 'm.yml', {})
+    assert settings.warnings == ()
+    (made,) = settings.auditors
+    assert made == AuditorSettings(
+        'proof', 'mikkoo.audit.proof', 'postgresql://h/d', (BindingSettings('shop', '#', {}),)
+    )
+    assert (made.queue_type, made.action, made.prefetch) == ('quorum', 'delete', 1000)
+    assert (made.grace, made.keep) == (60.0, 7 * 86_400.0)
+    assert 'postgresql://' not in repr(made)
+
+
+def test_every_key_of_an_auditor() -> None:
+    text = """
+Application:
+  workers: {}
+  auditors:
+    proof:
+      postgres_url: postgresql://h/d
+      rabbitmq: {hosts: rabbit}
+      bindings:
+        - {exchange: shop, routing_key: order.#}
+        - {exchange: kinds, routing_key: '', arguments: {x-match: all, paid: true, count: 3, share: 0.5}}
+        - {exchange: shop, routing_key: 7}
+      queue: witness
+      queue_type: classic
+      grace: 5s
+      keep: 1 d
+      action: mark
+      prefetch: 10
+"""
+    (made,) = config.parse(text, 'm.yml', {}).auditors
+    assert made == AuditorSettings(
+        name='proof',
+        queue='witness',
+        postgres_url='postgresql://h/d',
+        bindings=(
+            BindingSettings('shop', 'order.#'),
+            BindingSettings('kinds', '', {'x-match': 'all', 'paid': True, 'count': 3, 'share': 0.5}),
+            BindingSettings('shop', '7'),
+        ),
+        rabbitmq=BrokerSettings((('rabbit', 5672),)),
+        queue_type='classic',
+        grace=5.0,
+        keep=86_400.0,
+        action='mark',
+        prefetch=10,
+    )
+    assert made.exchanges == ('shop', 'kinds')
 
 
 def test_no_workers_on_purpose_is_a_warning() -> None:

@@ -21,6 +21,8 @@ SECTIONS: dict[str, type[config_model.Part]] = {
     'Application': config_model.ApplicationPart,
     'Application.statsd': config_model.Statsd,
     'Application.workers.NAME': config_model.Worker,
+    'Application.auditors.NAME': config_model.Auditor,
+    'Application.auditors.NAME.bindings': config_model.Binding,
     'Application.workers.NAME.rabbitmq': config_model.RabbitMQ,
     'Application.workers.NAME.rabbitmq.ssl_options': config_model.SslOptions,
     'Daemon': config_model.DaemonPart,
@@ -36,6 +38,8 @@ TYPES = {
 DEFAULTS = {  # what the model cannot say in one word
     'postgres_url': 'required',
     'workers': 'required',
+    'bindings': 'required',
+    'exchange': 'required',
     'queue': 'NAME',
     'host': '`localhost`',
     'port': '5672',
@@ -70,6 +74,8 @@ def one(form: dict[str, Any]) -> str:
 
 
 def default(part: type[config_model.Part], key: str) -> str:
+    if part is config_model.Auditor and key == 'queue':
+        return '`mikkoo.audit.NAME`'
     if key in DEFAULTS and part not in (config_model.Statsd, config_model.SslOptions):
         return DEFAULTS[key]
     value = part.model_fields[key].default

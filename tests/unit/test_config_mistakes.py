@@ -209,6 +209,80 @@ Application:
     assert len(settings.workers) == 2
 
 
+@pytest.mark.parametrize(
+    ('line', 'expected'),
+    [
+        ('', ': Application.auditors.a.bindings: is required: What is audited: a list of bindings'),
+        ('bindings: []', 'bindings: found a list; expected a list with at least one item'),
+        ('bindings: {exchange: e}', 'bindings: found a mapping; expected a list with at least one item'),
+        ('bindings: [{}]', 'bindings[0].exchange: is required: Exchange whose messages are audited'),
+        (
+            "bindings: [{exchange: ''}]",
+            "bindings[0].exchange: found ''; expected the name of an exchange, 1 to 255 bytes; the default",
+        ),
+        (
+            'bindings: [{exchange: e, routing-key: k}]',
+            'bindings[0].routing-key: found an unknown key; did you mean routing_key? known here: exchange,',
+        ),
+        (
+            'bindings: [{exchange: e, arguments: {a: [1]}}]',
+            'bindings[0].arguments: found a mapping; expected a mapping of names to texts, numbers, tr',
+        ),
+        (
+            'bindings: [{exchange: e, arguments: {a: 9223372036854775808}}]',
+            'bindings[0].arguments: found a mapping; expected a mapping of names',
+        ),
+        (
+            'bindings: [{exchange: e, arguments: 3}]',
+            'bindings[0].arguments: found 3; expected a mapping of na',
+        ),
+        ('action: keep', "action: found 'keep'; expected delete or mark"),
+        ('queue_type: stream', "queue_type: found 'stream'; expected quorum or classic"),
+        ('keep: 0', 'keep: found 0; expected a number of seconds from 1 to'),
+        (
+            'confirm: true',
+            'confirm: found an unknown key; known here: postgres_url, rabbitmq, bindings, queue',
+        ),
+        ('rabbitmq: {host: a, hosts: [b]}', 'rabbitmq.hosts: found a value that differs from host'),
+    ],
+)
+def test_a_mistake_in_an_auditor(line: str, expected: str) -> None:
+    given = '' if line.startswith('bindings') or not line else '      bindings: [{exchange: e}]\n'
+    text = 'Application:\n  workers: {}\n  auditors:\n    a:\n      postgres_url: postgresql://h/d\n'
+    (mistake,) = mistakes(f'{text}{given}      {line}\n')
+    assert expected in str(mistake)
+
+
+def test_an_auditor_may_not_have_the_name_of_a_worker() -> None:
+    text = """
+Application:
+  workers:
+    a: {postgres_url: "postgresql://h/d"}
+  auditors:
+    a: {postgres_url: "postgresql://h/d", bindings: [{exchange: e}]}
+"""
+    (mistake,) = mistakes(text)
+    assert str(mistake) == (
+        'm.yml:6:5: Application.auditors.a: found the name of a worker; a name that no worker has'
+    )
+
+
+def test_two_auditors_may_not_share_records() -> None:
+    text = """
+Application:
+  workers: {}
+  auditors:
+    a: {postgres_url: "postgresql://h/d", bindings: [{exchange: e}, {exchange: f}]}
+    b: {postgres_url: "host=h dbname=d", bindings: [{exchange: g}, {exchange: f, routing_key: x}]}
+"""
+    (mistake,) = mistakes(text)
+    assert str(mistake).startswith(
+        "m.yml:6:5: Application.auditors.b: found the same database and exchange 'f' as auditor a"
+    )
+    other = text.replace('dbname=d', 'dbname=other')
+    assert len(config.parse(other, 'm.yml', {}).auditors) == 2
+
+
 @pytest.mark.parametrize('other', ['postgresql://h:2/d', 'postgresql://h/e', 'postgresql://i/d', 'service=x'])
 def test_other_databases_may_have_a_queue_of_the_same_name(other: str) -> None:
     first = '{postgres_url: "postgresql://h/d", queue: q}'

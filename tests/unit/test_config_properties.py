@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from mikkoo.common import config, config_logging
 from mikkoo.common.errors import ConfigurationError
 from mikkoo.common.settings import (
+    AuditorSettings,
+    BindingSettings,
     BrokerSettings,
     DaemonSettings,
     Settings,
@@ -76,6 +78,26 @@ workers = st.builds(
     confirm_timeout=durations,
     window_bytes=st.integers(64 * 1024, 2**31),
 )
+arguments = st.text(string.ascii_letters) | awkward | st.booleans() | st.integers(-(2**63), 2**63 - 1)
+bindings = st.builds(
+    BindingSettings,
+    exchange=names,
+    routing_key=texts,
+    arguments=st.dictionaries(names, arguments, max_size=2),
+)
+auditors = st.builds(
+    AuditorSettings,
+    name=names.map('auditor {}'.format),
+    queue=names,
+    postgres_url=words.map('host={}'.format),
+    bindings=st.lists(bindings, min_size=1, max_size=3).map(tuple),
+    rabbitmq=brokers,
+    queue_type=st.sampled_from(['quorum', 'classic']),
+    grace=durations,
+    keep=st.floats(1, 1e6),
+    action=st.sampled_from(['delete', 'mark']),
+    prefetch=st.integers(1, 65_535),
+)
 loggers = st.fixed_dictionaries(
     {},
     optional={
@@ -102,6 +124,7 @@ def all_settings(draw: Any) -> Settings:
     logging = draw(logging_sections())
     return Settings(
         workers=tuple(draw(st.lists(workers, max_size=3, unique_by=(lambda w: w.name, lambda w: w.queue)))),
+        auditors=tuple(draw(st.lists(auditors, max_size=1))),
         telemetry=Telemetry(
             draw(st.builds(StatsdSettings, st.booleans(), words, ports, words)),
             draw(st.none() | st.just('https://key@sentry.example.com/1')),

@@ -21,7 +21,7 @@ from tests.servers.postgres import SCHEMA_FILE, PostgresServer
 from tests.servers.waiting import until
 
 AGE = 60_000  # transactions that the old cluster is ahead of the new one
-ROLES = ('mikkoo_relay', 'mikkoo_producer')
+ROLES = ('mikkoo_relay', 'mikkoo_producer', 'mikkoo_auditor')
 AGED = 'do $$ begin while txid_current() < {} loop commit; end loop; end $$'
 BACK = 3 * 30.0  # seconds: the back-off's longest
 DOCUMENT = Path(__file__).parents[3] / 'docs' / 'operations.md'
