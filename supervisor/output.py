@@ -94,6 +94,16 @@ def dead_letter(database: str, letter: WholeDeadLetter) -> None:
         console.print(Text(printable(letter.payload, also='\n\t')), soft_wrap=True)
 
 
+def line(text: str, style: str = '') -> None:
+    """Print a line, in a pipe of any length."""
+    _console().print(Text(text, style), soft_wrap=True)
+
+
+def table(columns: Sequence[tuple[str, Any]], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table. `columns`: titles, and 'left' or 'right'."""
+    _print_table(_console(), _table(columns, [[Text(printable(cell)) for cell in row] for row in rows]))
+
+
 def printable(text: str, also: str = '') -> str:
     """A text of others for a terminal: what could move its cursor, or worse, is shown by its escape."""
     return ''.join(
