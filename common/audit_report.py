@@ -256,7 +256,7 @@ class Audits:
             groups, unknown, unidentified,
             next((Waiting(*row) for row in oldest), None),
             tuple(Waiting(*row) for row in late),
-            tuple(Differing(*row, fields=tuple(fields)) for *row, fields in different),
+            tuple(Differing(*tupled(row)) for row in different),
         )  # fmt: skip
 
 
@@ -277,3 +277,8 @@ def _merged(tally: Rows, outstanding: Rows, differing: Rows) -> tuple[Group, ...
     for queue, exchange, count in differing:
         groups[queue, exchange] = replace(at(queue, exchange), differing=count)
     return tuple(groups[place] for place in sorted(groups))
+
+
+def tupled(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A row whose arrays can be part of a frozen record."""
+    return tuple(tuple(value) if isinstance(value, list) else value for value in row)

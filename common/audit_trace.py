@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+from mikkoo.common.audit_report import tupled
 from mikkoo.common.postgres import Session
 
 RECORDS = """
@@ -156,9 +157,7 @@ def trace(session: Session, message_id: str) -> Trace:
     args = ([queue for queue, _ in known], [number for _, number in known], message_id)
     buried = tuple(Buried(*row) for row in session.fetch(DEAD_LETTERS, args))
     known = list(dict.fromkeys([*known, *((letter.queue, letter.event_id) for letter in buried)]))
-    differences = tuple(
-        Difference(*row, fields=tuple(fields)) for *row, fields in session.fetch(DIFFERENCES, (message_id,))
-    )
+    differences = tuple(Difference(*tupled(row)) for row in session.fetch(DIFFERENCES, (message_id,)))
     return Trace(records, differences, buried, *_located(session, known))
 
 

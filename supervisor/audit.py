@@ -194,6 +194,7 @@ def _places(databases: Sequence[Database]) -> str:
 def _phrase(count: Pruned) -> str:
     return (
         f'{count.received:,} received and {count.outstanding:,} outstanding '
-        f'{plural("record", count.outstanding)}, {count.differences:,} {plural("difference", count.differences)}'
-        f', {count.tallies:,} {plural("hour", count.tallies)} of counts'
+        f'{plural("record", count.outstanding)}, '
+        f'{count.differences:,} {plural("difference", count.differences)}, '
+        f'{count.tallies:,} {plural("hour", count.tallies)} of counts'
     )

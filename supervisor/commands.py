@@ -78,8 +78,9 @@ def check(arguments: Namespace) -> int:
     if not arguments.connect:
         return Exit.OK
     from mikkoo.supervisor import output, probes
+    from mikkoo.supervisor.probe import verdict
 
-    return probes.verdict(output.probes(probes.run(settings)))
+    return verdict(output.probes(probes.run(settings)))
 
 
 def schema(arguments: Namespace) -> int:
@@ -175,7 +176,7 @@ COMMANDS: dict[str, Callable[[Namespace], int]] = {
         unregister,
         dead_letters,
         audit,
-    )  # fmt: skip
+    )
 }
 
 
@@ -241,9 +242,10 @@ def _check_json(path: Path, connect: bool) -> int:
     code = Exit.OK
     if connect:
         from mikkoo.supervisor import probes
+        from mikkoo.supervisor.probe import verdict
 
         results = list(probes.run(settings))
         answer['probes'] = [asdict(result) for result in results]
-        code = probes.verdict(results)
+        code = verdict(results)
     print(json.dumps(answer, indent=2))
     return code

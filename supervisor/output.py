@@ -15,7 +15,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from mikkoo.common.pgq_dead_letters import DeadLetter, WholeDeadLetter
-    from mikkoo.supervisor.probes import Probe
+    from mikkoo.supervisor.probe import Probe
 
 PIPED_WIDTH = 1000  # columns: a line is never broken for a program that reads it
 
