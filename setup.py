@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-ROOMS = ('common', 'worker', 'connector', 'supervisor')
+ROOMS = ('common', 'worker', 'connector', 'auditor', 'supervisor')
 DATA = {  # where it lies here, and where under mikkoo/ when installed
     'mikkoo.sql': 'mikkoo.sql',  # both are read by common/resources.py
     'etc/mikkoo.yml': 'etc/mikkoo.yml',

@@ -79,7 +79,7 @@ def _sentry(application: Section, findings: Findings) -> None:
 class _Process:
     """The checks of the mapping of one process: what workers and auditors have in common."""
 
-    second_names = (('postgresql_url', 'postgres_url'),)
+    second_names: tuple[tuple[str, str], ...] = (('postgresql_url', 'postgres_url'),)
 
     def __init__(self, section: Section, path: KeyPath, findings: Findings) -> None:
         self._section = section

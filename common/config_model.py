@@ -207,7 +207,7 @@ class Auditor(Part):
     )
     rabbitmq: RabbitMQ = Field(default_factory=RabbitMQ, description='How to reach RabbitMQ')
     bindings: Annotated[tuple[Binding, ...], BeforeValidator(types.some_items)] = Field(
-        description='What is audited: a list of bindings', min_length=1
+        description='What is audited: a list of bindings', json_schema_extra={'minItems': 1}
     )
     queue: Annotated[str | None, types.QUEUE] = Field(
         default=None, description='RabbitMQ queue that is made for it; mikkoo.audit.NAME if not given'

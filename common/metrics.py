@@ -31,15 +31,15 @@ SAMPLE = 10  # values of one timing in one flush
 PACKET = 1432  # bytes: what one Ethernet frame carries, with room for tunnels
 
 COUNTER, GAUGE, TIMING = 'counter', 'gauge', 'timing'
-WORKER, SUPERVISOR, CONNECTOR, EVERY = 'worker', 'supervisor', 'connector', 'every'
+WORKER, SUPERVISOR, CONNECTOR, AUDITOR, EVERY = 'worker', 'supervisor', 'connector', 'auditor', 'every'
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What is measured. `process`: who counts it: a worker, the supervisor, a service's consumer or every
-    process.
+    """What is measured. `process`: who counts it: a worker, an auditor, the supervisor, a service's consumer
+    or every process.
 
     A name with '<call>' in it stands for a family; `Metrics.timing` puts its `call` there.
     """
@@ -92,6 +92,21 @@ DEAD_LETTERED = Metric('dead_lettered', COUNTER, 'messages', CONNECTOR, 'put int
 DUPLICATES = Metric('duplicates', COUNTER, 'messages', CONNECTOR, 'dropped: handled before')
 SUBSCRIBED = Metric('subscribed', COUNTER, 'connections', CONNECTOR, 'times that the consumer subscribed')
 LOST = Metric('lost', COUNTER, 'connections', CONNECTOR, 'connections lost or refused')
+AUDIT_RECEIVED = Metric('audit.received', COUNTER, 'messages', AUDITOR, 'whose record was outstanding')
+AUDIT_DUPLICATE = Metric('audit.duplicate', COUNTER, 'messages', AUDITOR, 'that arrived again')
+AUDIT_DIFFERING = Metric('audit.differing', COUNTER, 'messages', AUDITOR, 'that were not as recorded')
+AUDIT_UNKNOWN = Metric('audit.unknown', COUNTER, 'messages', AUDITOR, 'whose message_id has no record')
+AUDIT_UNIDENTIFIED = Metric(
+    'audit.unidentified', COUNTER, 'messages', AUDITOR, 'without a message_id that is a UUID'
+)
+AUDIT_EXPIRED = Metric(
+    'audit.expired', COUNTER, 'records', AUDITOR, 'removed by age, their message never seen'
+)
+AUDIT_OUTSTANDING = Metric('audit.outstanding', GAUGE, 'records', AUDITOR, 'whose message has not arrived')
+AUDIT_LATE = Metric('audit.late', GAUGE, 'records', AUDITOR, 'of these, older than `grace`')
+AUDIT_LATENCY = Metric(
+    'audit.latency', TIMING, 'seconds', AUDITOR, "from a record's transaction to its message"
+)
 LOG_DROPPED = Metric(
     'log.dropped',
     COUNTER,
@@ -114,7 +129,8 @@ def named(name: str) -> Metric:
 class Metrics:
     """What one process, or thread of a service, counts. Not for several threads at once.
 
-    `scope`: 'supervisor', 'worker.NAME' or 'connector.SERVICE.NAME'; in statsd `prefix.scope.metric`.
+    `scope`: 'supervisor', 'worker.NAME', 'auditor.NAME' or 'connector.SERVICE.NAME'; in statsd
+    `prefix.scope.metric`.
 
     Starts a thread when it first flushes a statsd host that is a name, so make it after a daemon's forks.
     """

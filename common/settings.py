@@ -58,6 +58,10 @@ class WorkerSettings:
     confirm_timeout: float = 60.0
     window_bytes: int = 16 * 1024 * 1024
 
+    @property
+    def kind(self) -> str:
+        return 'worker'
+
 
 @dataclass(frozen=True, slots=True)
 class BindingSettings:
@@ -88,9 +92,16 @@ class AuditorSettings:
     prefetch: int = 1000
 
     @property
+    def kind(self) -> str:
+        return 'auditor'
+
+    @property
     def exchanges(self) -> tuple[str, ...]:
         """The exchanges that it audits, each once."""
         return tuple(dict.fromkeys(binding.exchange for binding in self.bindings))
+
+
+ProcessSettings = WorkerSettings | AuditorSettings  # what a child of the supervisor is given
 
 
 def audit_queue(name: str) -> str:
@@ -161,3 +172,8 @@ class Settings:
     daemon: DaemonSettings = DaemonSettings()
     logging: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def processes(self) -> tuple[ProcessSettings, ...]:
+        """All that the supervisor keeps running; no two have one name."""
+        return (*self.workers, *self.auditors)

@@ -105,10 +105,12 @@ def parameters(
 
 
 def broker_settings(given: Any) -> BrokerSettings:
-    """The same of ConnectionParameters, ours or pika's, or of anything with their names.
+    """The same of ConnectionParameters, ours or pika's, or of anything with their names; its own as it is.
 
     Raises ConfigurationError where something is missing, or where TLS is asked for in another way than ours.
     """
+    if isinstance(given, BrokerSettings):
+        return given
     source = type(given).__name__
     try:
         login = given.credentials

@@ -17,6 +17,7 @@ from mikkoo.common.metrics import Metric, Metrics
 from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import StatsdSettings
 from mikkoo.connector.attempts import Attempts, BurialFailed, Callback
+from mikkoo.connector.channel import Channel, declare_leniently
 from mikkoo.connector.config import broker_settings
 from mikkoo.connector.connection import CLOSE_TIMEOUT, Connection, open_link
 from mikkoo.connector.errors import translated
@@ -45,6 +46,7 @@ class ConsumerThread(threading.Thread):
     `error_func(thread, exception)`: told of the callback's exceptions, and of what is hopeless.
     `auto_ack`: ack after the callback; else the callback settles, now or later. `prefetch`: messages in hand.
     `inbox`: makes what remembers handled messages; see MQConnector.register_consumer for the usual ones.
+    `declare(channel, queue)`: makes the queue, and what else has to be there, before each subscription.
     `exception`: why the thread gave up, or None. Raises ConfigurationError, ValueError; does no I/O.
     """
 
@@ -62,6 +64,7 @@ class ConsumerThread(threading.Thread):
         name: str | None = None,
         inbox: Callable[[Pulse], Inbox] | None = None,
         statsd: StatsdSettings | None = None,
+        declare: Callable[[Channel, str], object] = declare_leniently,
     ) -> None:
         super().__init__(name=name or f'consumer {queue}')
         if not isinstance(queue, str) or not queue:
@@ -94,6 +97,8 @@ class ConsumerThread(threading.Thread):
         self._burials = Backoff()
         self._attempts: Attempts | None = None
         self._make_inbox = inbox
+        self._declare = declare
+        self.outage = 'not subscribed yet'  # why it does not consume at this moment, or ''
         self.inbox: Inbox | None = None  # while it runs
         self._statsd = statsd or StatsdSettings()
         self._metrics: Metrics | None = None
@@ -108,6 +113,7 @@ class ConsumerThread(threading.Thread):
             name=self.name,
             inbox=self._make_inbox,
             statsd=self._statsd,
+            declare=self._declare,
         )
 
     @property
@@ -115,6 +121,12 @@ class ConsumerThread(threading.Thread):
         """Subscribed at this moment, and not asked to stop."""
         link = self._link
         return link is not None and link.alive and not self._stopping.is_set()
+
+    @property
+    def channel(self) -> Channel | None:
+        """What its callbacks are given at this moment; None: it is not subscribed."""
+        subscription = self._subscription
+        return subscription.channel if subscription is not None else None
 
     @property
     def is_stopping(self) -> bool:
@@ -197,6 +209,7 @@ class ConsumerThread(threading.Thread):
                     self._give_up(translated(error))
                     return
                 self._count(names.LOST)
+                self.outage = str(error)
                 delay = (self._burials if isinstance(error, BurialFailed) else backoff).next()
                 LOGGER.warning('consumer %s: %s; again in %.1f s', self.name, error, delay)
                 pulse.sleep('consumer: waiting to connect again', delay)
@@ -208,11 +221,11 @@ class ConsumerThread(threading.Thread):
                 self._opening = link
             if self._stopping.is_set():
                 return
-            subscription = Subscription(link, self.queue, self.prefetch)
+            subscription = Subscription(link, self.queue, self.prefetch, self._declare)
             subscription.begin()
             with self._lock:
                 self._link, self._subscription, self._opening = link, subscription, None
-            self._busy, self._subscribed = False, True
+            self._busy, self._subscribed, self.outage = False, True, ''
             self._known.set()
             self._count(names.SUBSCRIBED)
             backoff.reset()
@@ -275,7 +288,7 @@ class ConsumerThread(threading.Thread):
             LOGGER.exception('consumer %s: the error handler failed', self.name)
 
     def _give_up(self, error: BaseException) -> None:
-        self.exception = error
+        self.exception, self.outage = error, str(error)
         LOGGER.error('consumer %s gives up: %s', self.name, error)
         reports.exception(error, queue=self.queue)
         self._tell(error)

@@ -12,7 +12,7 @@ from mikkoo.common.amqp_fields import FrameError
 from mikkoo.common.amqp_mailbox import Cancelled, Delivered, Raw
 from mikkoo.common.amqp_shared import ClosedByBroker, SharedLink
 from mikkoo.common.errors import BrokerError, BrokerLost, BrokerRefused
-from mikkoo.connector.channel import Channel, declare_leniently
+from mikkoo.connector.channel import Channel
 from mikkoo.connector.errors import ChannelClosed
 from mikkoo.connector.hand import Hand
 from mikkoo.connector.properties import BasicProperties
@@ -32,9 +32,12 @@ class Delivery(NamedTuple):
 class Subscription:
     """Raises BrokerLost, and BrokerRefused where the broker does not let us have the queue."""
 
-    def __init__(self, link: SharedLink, queue: str, prefetch: int) -> None:
+    def __init__(
+        self, link: SharedLink, queue: str, prefetch: int, declare: Callable[[Channel, str], object]
+    ) -> None:
         self._link = link
         self._queue = queue
+        self._declare = declare
         try:
             self._number, self._mailbox = link.open_mailbox()
         except ClosedByBroker as error:
@@ -51,7 +54,7 @@ class Subscription:
     def begin(self) -> None:
         """Declare the queue and subscribe."""
         try:
-            declare_leniently(self.channel, self._queue)
+            self._declare(self.channel, self._queue)
             for request, expected in (
                 (methods.limit(self._number, self._prefetch), methods.LIMITED),
                 (methods.consume(self._number, self._queue), methods.CONSUMING),

@@ -7,7 +7,7 @@ from typing import Any
 
 from mikkoo.common import reports
 from mikkoo.common.pipe import Message, Pipe
-from mikkoo.common.settings import Telemetry, WorkerSettings
+from mikkoo.common.settings import ProcessSettings, Telemetry
 from mikkoo.supervisor.spawn import SpawnProcess
 from mikkoo.supervisor.states import Life, State, describe
 
@@ -19,7 +19,7 @@ logger = logging.getLogger('mikkoo.supervisor')
 class Child:
     """One key's settings and life; while it lives, its process and pipe as well."""
 
-    def __init__(self, key: Key, settings: WorkerSettings, life: Life) -> None:
+    def __init__(self, key: Key, settings: ProcessSettings, life: Life) -> None:
         self.key = key
         self.settings = settings
         self.life = life
@@ -45,7 +45,7 @@ class Child:
             'name': self.name,
             'kind': self.key[0],
             'queue': self.settings.queue,
-            'consumer': self.settings.consumer_name,
+            'consumer': getattr(self.settings, 'consumer_name', None),
             'pid': self.pid,
             'state': life.state.value,
             'reason': life.reason,

@@ -17,7 +17,7 @@ from mikkoo.common import logs
 from mikkoo.common.errors import Exit
 from mikkoo.common.metrics import CHILDREN_RESTARTS, CHILDREN_RUNNING, Metrics
 from mikkoo.common.pipe import Message, Pipe
-from mikkoo.common.settings import Telemetry, WorkerSettings, telemetry_to_dict
+from mikkoo.common.settings import ProcessSettings, Telemetry, WorkerSettings, telemetry_to_dict
 from mikkoo.supervisor.child import Child, Key
 from mikkoo.supervisor.plan import Plan, without_password
 from mikkoo.supervisor.spawn import ENTRIES, SpawnProcess, forget, spawn
@@ -79,15 +79,15 @@ class Children:
         """Carry out a plan, and give what is FATAL another chance."""
         self._telemetry = telemetry
         for settings in plan.leave:
-            self._leave('worker', settings)
-        for settings in plan.retire:
-            self._stop(self._children['worker', settings.name, 0], reason='removed from the configuration')
-        for settings in plan.restart:
-            child = self._children['worker', settings.name, 0]
-            child.settings = settings
+            self._leave(settings)
+        for process in plan.retire:
+            self._stop(self._children[_key(process)], reason='removed from the configuration')
+        for process in plan.restart:
+            child = self._children[_key(process)]
+            child.settings = process
             self._stop(child, again=True, reason='its settings changed')
-        for settings in plan.start:
-            self._add('worker', settings)
+        for process in plan.start:
+            self._add(process)
         for child in self:
             if child.life.state is State.FATAL:
                 self._take(child, child.life.start(self._clock()))
@@ -142,17 +142,17 @@ class Children:
             else:
                 self._reap(child, process)
 
-    def _add(self, kind: str, settings: WorkerSettings) -> None:
-        key = (kind, settings.name, 0)
+    def _add(self, settings: ProcessSettings) -> None:
+        key = _key(settings)
         child = self._children.get(key)
         if child is None:
             child = self._children[key] = Child(key, settings, Life(self._policy))
         child.settings = settings  # of one that is just leaving: it comes again with these
         self._take(child, child.life.start(self._clock()))
 
-    def _leave(self, kind: str, settings: WorkerSettings) -> None:
+    def _leave(self, settings: WorkerSettings) -> None:
         """Nobody continues this consumer: its owner unregisters it, else PgQ keeps events for it for ever."""
-        child = self._children[kind, settings.name, 0]
+        child = self._children[_key(settings)]
         working = child.life.state in WORKING and child.pipe is not None
         if settings.unregister and working and child.pipe is not None and child.pipe.send('retire'):
             return
@@ -266,3 +266,7 @@ class Children:
             self._selector.unregister(pipe)
         pipe.close()
         child.process = child.pipe = None
+
+
+def _key(settings: ProcessSettings) -> Key:
+    return settings.kind, settings.name, 0

@@ -67,11 +67,13 @@ def parser() -> argparse.ArgumentParser:
     start = command('start', 'start the daemon; return once it is up')
     _add_foreground(start)
     _add_timeout(command('stop', 'stop the daemon; return once it is gone'))
-    restart = command('restart', 'restart the daemon, or one worker of it')
-    restart.add_argument('name', nargs='?', metavar='NAME', help='a worker: only it is restarted')
+    restart = command('restart', 'restart the daemon, or one worker or auditor of it')
+    restart.add_argument(
+        'name', nargs='?', metavar='NAME', help='a worker or an auditor: only it is restarted'
+    )
     _add_timeout(restart)
     command('reload', 'have the daemon read its configuration again and say what changed')
-    _add_json(command('status', 'show the daemon and its workers'))
+    _add_json(command('status', 'show the daemon, its workers and its auditors'))
     check = command('check', 'find every mistake in the configuration')
     check.add_argument('--connect', action='store_true', help='also try the servers that it names')
     _add_json(check)

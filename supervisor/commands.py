@@ -37,7 +37,7 @@ def restart(arguments: Namespace) -> int:
     if arguments.name is None:
         return lifecycle.restart(path, arguments.timeout)
     _told(_ask(path, {'command': 'restart', 'name': arguments.name}))
-    print(f'worker {arguments.name} is restarted')
+    print(f'{arguments.name} is restarted')
     return Exit.OK
 
 
@@ -73,8 +73,7 @@ def check(arguments: Namespace) -> int:
         return _check_json(path, arguments.connect)
     settings = lifecycle.load(path)
     _require_owner(path, settings)
-    count = len(settings.workers)
-    print(f'{path} is valid ({count} {lifecycle.plural("worker", count)})')
+    print(f'{path} is valid ({lifecycle.processes(settings)})')
     if not arguments.connect:
         return Exit.OK
     from mikkoo.supervisor import output, probes

@@ -61,8 +61,7 @@ def start(path: Path, foreground: bool) -> int:
     if foreground:
         return _run(path, settings)
     pid = _launch(path, settings)
-    count = len(settings.workers)
-    print(f'mikkood is running (pid {pid}, {count} {plural("worker", count)})')
+    print(f'mikkood is running (pid {pid}, {processes(settings)})')
     return Exit.OK
 
 
@@ -203,6 +202,13 @@ def _supervise(
 def _close_to_others() -> None:
     """Other users shall never write in our files, such as the log, however lax the umask is."""
     os.umask(os.umask(0o077) | stat.S_IWOTH)
+
+
+def processes(settings: Settings) -> str:
+    """How many there are of which kind: '2 workers, 1 auditor'."""
+    counts = [('worker', len(settings.workers)), ('auditor', len(settings.auditors))]
+    said = [f'{count} {plural(noun, count)}' for noun, count in counts if count or noun == 'worker']
+    return ', '.join(said)
 
 
 def plural(noun: str, count: int) -> str:

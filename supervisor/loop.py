@@ -217,9 +217,9 @@ class Supervisor:
         self._metrics.count(RELOADS)
         self._last_reload = {'at': time.time(), 'ok': True, 'mistakes': []}
         result: Answer = {
-            'started': [worker.name for worker in plan.start],
-            'restarted': [worker.name for worker in plan.restart],
-            'retired': [worker.name for worker in plan.retire],
+            'started': [process.name for process in plan.start],
+            'restarted': [process.name for process in plan.restart],
+            'retired': [process.name for process in plan.retire],
             'kept': list(plan.keep),
             'told': plan.tell,
             'needs_restart': plan.needs_restart,
@@ -251,7 +251,7 @@ class Supervisor:
         names = self._children.restart(name)
         if name is not None and not names:
             known = ', '.join(child.name for child in self._children) or 'none'
-            return {'exit': int(Exit.FAILURE), 'error': f'no worker is called {name!r}; there are: {known}'}
+            return {'exit': int(Exit.FAILURE), 'error': f'no process is called {name!r}; there are: {known}'}
         return {'exit': int(Exit.OK), 'restarted': names}
 
     def _status(self) -> Answer:

@@ -30,6 +30,15 @@ COLUMNS = (
     ('PROCESSED', 'right'), ('FAILED', 'right'), ('PENDING', 'right'), ('DEAD', 'right'),
     ('WAITS FOR', 'left'),
 )  # fmt: skip
+AUDITOR_COUNTS = (
+    'audit.received', 'audit.outstanding', 'audit.late', 'audit.differing', 'audit.duplicate',
+    'audit.unknown',
+)  # fmt: skip
+AUDITOR_COLUMNS = (
+    ('AUDITOR', 'left'), *COLUMNS[1:5],
+    ('RECEIVED', 'right'), ('OUTSTANDING', 'right'), ('LATE', 'right'), ('DIFFERING', 'right'),
+    ('DUPLICATE', 'right'), ('UNKNOWN', 'right'), ('WAITS FOR', 'left'),
+)  # fmt: skip
 DEAD_LETTER_COLUMNS = (
     ('ID', 'right'), ('QUEUE', 'left'), ('EVENT', 'right'), ('EXCHANGE', 'left'), ('ROUTING KEY', 'left'),
     ('TRIED', 'right'), ('DEAD FOR', 'right'), ('CODE', 'left'), ('REASON', 'left'),
@@ -42,9 +51,16 @@ def status(answer: Mapping[str, Any]) -> None:
     for line in headlines(answer):
         console.print(line, soft_wrap=True)
     children = answer.get('children') or ()
+    for kind, columns, counts in (
+        ('worker', COLUMNS, COUNTS),
+        ('auditor', AUDITOR_COLUMNS, AUDITOR_COUNTS),
+    ):
+        rows = [_row(child, counts) for child in children if child.get('kind', 'worker') == kind]
+        if rows:
+            _print_table(console, _table(columns, rows))
     if children:
-        _print_table(console, _table(COLUMNS, [_row(child) for child in children]))
-    elif answer.get('state') == 'running' and 'children' in answer:
+        return
+    if answer.get('state') == 'running' and 'children' in answer:
         console.print('no workers', soft_wrap=True)
 
 
@@ -175,7 +191,7 @@ def _last_reload(reload: Mapping[str, Any]) -> list[Text]:
     return [Text(when, 'bold red'), *(Text(f'  {mistake}', 'red') for mistake in reload.get('mistakes', ()))]
 
 
-def _row(child: Mapping[str, Any]) -> Sequence[Text]:
+def _row(child: Mapping[str, Any], counts: Sequence[str]) -> Sequence[Text]:
     numbers = child.get('numbers') or {}
     state = str(child['state'])
     waits = child.get('reason') or child.get('waits') or ''
@@ -185,7 +201,7 @@ def _row(child: Mapping[str, Any]) -> Sequence[Text]:
         Text(state, STATE_STYLES.get(state, '')),
         Text(str(child.get('pid') or '-')),
         Text(duration(child['since'])),
-        *(Text(_count(numbers.get(key))) for key in COUNTS),
+        *(Text(_count(numbers.get(key))) for key in counts),
         Text(str(waits).splitlines()[0] if waits else ''),
     ]
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from mikkoo.common.settings import Settings, WorkerSettings
+from mikkoo.common.settings import ProcessSettings, Settings, WorkerSettings
 
 _VALUE = r"\s*=\s*('(?:[^'\\]|\\.)*'|\S*)"  # of a libpq key=value string
 _PAIR = re.compile(rf'\b(\w+){_VALUE}')
@@ -21,9 +21,9 @@ class Plan:
     configured, and its owner is retired or restarted.
     """
 
-    start: tuple[WorkerSettings, ...] = ()
-    restart: tuple[WorkerSettings, ...] = ()
-    retire: tuple[WorkerSettings, ...] = ()
+    start: tuple[ProcessSettings, ...] = ()
+    restart: tuple[ProcessSettings, ...] = ()
+    retire: tuple[ProcessSettings, ...] = ()
     leave: tuple[WorkerSettings, ...] = ()
     keep: tuple[str, ...] = ()
     tell: bool = False
@@ -32,16 +32,19 @@ class Plan:
 
 
 def diff(old: Settings, new: Settings) -> Plan:
-    """What leads from `old` to `new`. Only a worker whose own settings changed is touched."""
-    before = {worker.name: worker for worker in old.workers}
-    after = {worker.name: worker for worker in new.workers}
+    """What leads from `old` to `new`. Only a process whose own settings changed is touched.
+
+    A worker that becomes an auditor of the same name is retired, and the auditor started.
+    """
+    before = {(process.kind, process.name): process for process in old.processes}
+    after = {(process.kind, process.name): process for process in new.processes}
     continued = {consumer(worker) for worker in new.workers}
     return Plan(
-        start=tuple(worker for worker in new.workers if worker.name not in before),
-        restart=tuple(w for w in new.workers if w.name in before and w != before[w.name]),
-        retire=tuple(worker for worker in old.workers if worker.name not in after),
+        start=tuple(process for key, process in after.items() if key not in before),
+        restart=tuple(p for key, p in after.items() if key in before and p != before[key]),
+        retire=tuple(process for key, process in before.items() if key not in after),
         leave=tuple(worker for worker in old.workers if consumer(worker) not in continued),
-        keep=tuple(w.name for w in new.workers if w == before.get(w.name)),
+        keep=tuple(process.name for key, process in after.items() if process == before.get(key)),
         tell=old.telemetry != new.telemetry,
         log=old.logging != new.logging,
         needs_restart=old.daemon != new.daemon,

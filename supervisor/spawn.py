@@ -24,17 +24,18 @@ from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from multiprocessing.context import SpawnProcess
 from types import ModuleType
+from typing import Any
 
 from mikkoo.common.errors import ConfigurationError, Exit, MikkooError, Stopping
 from mikkoo.common.pipe import Pipe
 from mikkoo.common.redaction import redact
-from mikkoo.common.settings import Telemetry, WorkerSettings
+from mikkoo.common.settings import ProcessSettings, Telemetry
 
-ENTRIES: Mapping[str, str] = {'worker': 'mikkoo.worker.main:run'}
+ENTRIES: Mapping[str, str] = {'worker': 'mikkoo.worker.main:run', 'auditor': 'mikkoo.auditor.main:run'}
 
 __all__ = ['ENTRIES', 'Entry', 'SpawnProcess', 'forget', 'spawn']
 
-Entry = Callable[[WorkerSettings, Telemetry, socket.socket], int]
+Entry = Callable[[Any, Telemetry, socket.socket], int]  # takes the settings of its kind
 
 ORPHAN_DEADLINE = 4.5  # seconds that a child may drain after the supervisor's death
 LONGEST_REASON = 2000  # characters of a failure that is sent to the supervisor
@@ -43,7 +44,7 @@ _HELD_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15  # linux/prctl.h
 
 
-def spawn(entry: str, settings: WorkerSettings, telemetry: Telemetry) -> tuple[SpawnProcess, Pipe]:
+def spawn(entry: str, settings: ProcessSettings, telemetry: Telemetry) -> tuple[SpawnProcess, Pipe]:
     """Start a child; its process and our end of its pipe. Main thread only. Raises OSError.
 
     `entry`: 'module:function', an Entry. It is called with TERM, INT and HUP blocked and has to unblock them.
@@ -92,7 +93,9 @@ def _empty_main() -> Iterator[None]:
         sys.modules['__main__'] = before
 
 
-def _run(entry: str, settings: WorkerSettings, telemetry: Telemetry, end: socket.socket, parent: int) -> None:
+def _run(
+    entry: str, settings: ProcessSettings, telemetry: Telemetry, end: socket.socket, parent: int
+) -> None:
     """In the child: tie it to its parent, run its entry, leave with an exit code."""
     _die_with(parent, settings.name)
     try:

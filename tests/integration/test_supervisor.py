@@ -295,7 +295,7 @@ def test_restart_of_one_of_all_and_of_none(supervise: Supervise) -> None:
     sup.until('a', restarts=1, state='RUNNING')
     sup.until('b', restarts=2, state='RUNNING')
     answer = sup.ask('restart', name='c')
-    assert (answer['exit'], answer['error']) == (1, "no worker is called 'c'; there are: a, b")
+    assert (answer['exit'], answer['error']) == (1, "no process is called 'c'; there are: a, b")
     assert sup.ask('dance')['exit'] == 2
 
 

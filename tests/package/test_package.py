@@ -30,7 +30,7 @@ Logging:
   handlers: {file: {class: logging.FileHandler, filename: mikkoo.log}}
   root: {level: INFO, handlers: [file]}
 """
-ROOMS = ['common', 'worker', 'connector', 'supervisor']
+ROOMS = ['common', 'worker', 'connector', 'auditor', 'supervisor']
 
 
 def run(*command: str | Path, cwd: Path, expect: int = 0, **environment: str) -> str:

@@ -51,11 +51,14 @@ def to(server: StatsdServer, host: str = '127.0.0.1') -> StatsdSettings:
     return StatsdSettings(enabled=True, host=host, port=server.port)
 
 
+PROCESSES = {metrics.WORKER, metrics.AUDITOR, metrics.SUPERVISOR, metrics.CONNECTOR, metrics.EVERY}
+
+
 def test_every_metric_is_registered_once_and_has_all_its_fields() -> None:
     assert len(metrics.REGISTRY) == len({id(metric) for metric in metrics.REGISTRY.values()}) > 20
     for metric in metrics.REGISTRY.values():
         assert metric.kind in {metrics.COUNTER, metrics.GAUGE, metrics.TIMING}
-        assert metric.process in {metrics.WORKER, metrics.SUPERVISOR, metrics.CONNECTOR, metrics.EVERY}
+        assert metric.process in PROCESSES
         assert metric.unit
         assert metric.help
         assert metrics.named(metric.name) is metric
