@@ -294,6 +294,8 @@ def test_nobody_audits(shop: Shop) -> None:
 
 def test_two_auditors_of_one_database_are_asked_once(shop: Shop) -> None:
     shop.configure(shop=shop.database.auditor_url, second=f'{shop.database.auditor_url}?connect_timeout=9')
+    text = shop.path.read_text()
+    shop.path.write_text('exchange: other'.join(text.rsplit('exchange: ex', 1)))
     shop.record()
     answer = shop.report()
     assert [one['name'] for one in answer['auditors']] == ['shop', 'second']
@@ -505,7 +507,7 @@ def test_records_are_deleted_by_age(shop: Shop) -> None:
     shop.execute("update mikkoo.audit set received_at = received_at - interval '2 h'")
     assert 'nothing matches' in shop.said('prune', '--before', '1 d', '--yes')
     said = shop.said('prune', '--before', '1 h', '--yes')
-    phrase = '1 received and 1 outstanding records, 0 differences, 0 hours of counts'
+    phrase = '1 received and 1 outstanding record, 0 differences, 0 hours of counts'
     assert f': {phrase}\n' in said and f': deleted {phrase}\n' in said
     assert [row[0] for row in shop.stored()[0]] == [new] and old != new
 
