@@ -52,4 +52,4 @@ class Pruning:
             if len(expired) < PRUNED_AT_ONCE:
                 break
         if total:
-            LOGGER.warning('auditor %s: %d records expired', self._settings.name, total)
+            LOGGER.warning('auditor %s: records expired: %d', self._settings.name, total)

@@ -120,7 +120,12 @@ PRUNE = """
         select ctid from mikkoo.{table} where {column} < clock_timestamp() - %s * interval '1 second'
         limit %s))
 """
-PRUNED = (('audit', 'received_at'), ('audit_difference', 'seen_at'), ('audit_tally', 'hour'))
+# Of an hour, when it was over
+PRUNED = (
+    ('audit', 'received_at'),
+    ('audit_difference', 'seen_at'),
+    ('audit_tally', "hour + interval '1 hour'"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ Message = tuple[Any, Any, bytes]  # pika's method and properties, and the body
 
 
 class Product(Mikkood):
-    """`workers`: name to settings; `application`: beside `workers`. `save` writes both, `popen` runs them.
+    """`workers`, `auditors`: name to settings; `application`: beside them. `save` writes all, `popen` runs it.
 
     `pgqd`: ticks the database. It comes back to a server that was away only after a minute: restart it.
     """
@@ -44,6 +44,7 @@ class Product(Mikkood):
         super().__init__(Program(readable.SCRIPT), folder)
         self.database, self.rabbitmq, self.vhost = database, rabbitmq, vhost
         self.workers: dict[str, dict[str, Any]] = {}
+        self.auditors: dict[str, dict[str, Any]] = {}
         self.application: dict[str, Any] = {'poll_interval': 0.5}
         self.connection = database.connect()
         self.cursor = self.connection.cursor()
@@ -133,6 +134,16 @@ class Product(Mikkood):
             **changes,
         }
 
+    def auditor(self, name: str, *exchanges: str, **changes: Any) -> None:
+        """Settings of an auditor; saved by `save`."""
+        broker = {'host': self.rabbitmq.host, 'port': self.rabbitmq.port, 'vhost': self.vhost}
+        self.auditors[name] = {
+            'postgres_url': self.database.auditor_url,
+            'rabbitmq': broker,
+            'bindings': [{'exchange': exchange} for exchange in exchanges],
+            **changes,
+        }
+
     def text(self) -> str:
         """JSON is YAML, and a key a line lets `sed` find it."""
         logging = {
@@ -142,7 +153,10 @@ class Product(Mikkood):
             },
             'root': {'level': 'DEBUG', 'handlers': ['file']},
         }
-        whole = {'Application': {'workers': self.workers, **self.application}, 'Logging': logging}
+        whole = {
+            'Application': {'workers': self.workers, 'auditors': self.auditors, **self.application},
+            'Logging': logging,
+        }
         return orjson.dumps(whole, option=orjson.OPT_INDENT_2).decode()
 
     def save(self) -> None:
@@ -171,11 +185,11 @@ class Product(Mikkood):
         return {name: child['pid'] for name, child in self.children().items()}
 
     def until_running(self, *names: str, timeout: float = START) -> None:
-        """Until these workers (all, where none is named) relay."""
+        """Until these workers and auditors (all, where none is named) run."""
 
         def running() -> bool:
             states = {name: child['state'] for name, child in self.children().items()}
-            return all(states.get(name) == 'RUNNING' for name in names or self.workers)
+            return all(states.get(name) == 'RUNNING' for name in names or [*self.workers, *self.auditors])
 
         until(running, timeout, lambda: f'{names} relay:\n{self.children()}\n{self.logged()}')
 

@@ -1,4 +1,4 @@
-"""A worker process for tests, without a supervisor: the test holds the parent's end of its pipe."""
+"""A worker or auditor process for tests, without a supervisor: the test holds its pipe's other end."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
+from mikkoo.auditor import main as auditor_main
 from mikkoo.common.pipe import Pipe
-from mikkoo.common.settings import BrokerSettings, Telemetry, WorkerSettings
-from mikkoo.worker.main import run
+from mikkoo.common.settings import BrokerSettings, ProcessSettings, Telemetry, WorkerSettings
+from mikkoo.worker import main as worker_main
 from tests.conftest import Database
 from tests.servers.proxy import Proxy
 from tests.servers.rabbitmq import RabbitServer
@@ -32,17 +33,18 @@ SPAWN = multiprocessing.get_context('spawn')
 START_TIMEOUT = 30.0
 
 
-def enter(settings: WorkerSettings, telemetry: Telemetry, end: socket.socket) -> None:
+def enter(settings: ProcessSettings, telemetry: Telemetry, end: socket.socket) -> None:
+    run: Any = worker_main.run if isinstance(settings, WorkerSettings) else auditor_main.run
     raise SystemExit(run(settings, telemetry, end))
 
 
 class Worker:
-    """A relay as a process.
+    """A relay, or an auditor, as a process.
 
     `states`, `logs`, `recovered` (times): what it has told so far; `numbers`: its last report.
     """
 
-    def __init__(self, settings: WorkerSettings, telemetry: Telemetry | None = None) -> None:
+    def __init__(self, settings: ProcessSettings, telemetry: Telemetry | None = None) -> None:
         parent, child = Pipe.pair()
         self.pipe = Pipe(parent)
         self.states: list[tuple[str, str]] = []

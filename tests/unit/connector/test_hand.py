@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import sys
+import threading
 
 import pytest
 
@@ -73,3 +75,21 @@ def test_what_could_not_be_sent_is_still_in_hand(hand: Hand, wire: Wire) -> None
             settle()
     assert len(hand) == 4
     assert not hand.ack(9), 'nothing of ours, nothing to send'
+
+
+def test_one_thread_settles_all_while_another_takes(wire: Wire) -> None:
+    """A consumer's thread goes on taking; a look through all that is in hand must not trip over it."""
+    made, count = Hand(7, wire), 20_000
+    taker = threading.Thread(target=lambda: [made.take(tag) for tag in range(1, count + 1)])
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        taker.start()
+        while taker.is_alive():
+            made.ack(0, True)
+    finally:
+        sys.setswitchinterval(interval)
+        taker.join()
+    made.ack(0, True)
+    assert len(made) == 0
+    assert wire.sent[-1] == (ACK, count, 1)
