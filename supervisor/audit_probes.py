@@ -1,4 +1,4 @@
-"""`mikkood check --connect` for auditors: the audit's tables, the broker's side, and routes that nobody sees."""
+"""`mikkood check --connect` for auditors: what they need, and audited routes that none of them sees."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def run(settings: Settings) -> Iterator[Probe]:
     with closing(Pulse()) as pulse:
         for url, workers in _grouped(settings.workers, lambda worker: worker.postgres_url):
             yield from database(url, workers, pulse)
-        children = (*settings.workers, *settings.auditors)
+        children: tuple[Child, ...] = (*settings.workers, *settings.auditors)
         for broker_settings, sharing in _grouped(children, lambda child: child.rabbitmq):
             yield from broker(broker_settings, sharing, pulse)
         yield from audit_probes.run(settings.auditors, pulse)
