@@ -33,7 +33,7 @@ Message = tuple[Any, Any, bytes]  # pika's method and properties, and the body
 
 
 class Product(Mikkood):
-    """`workers`, `auditors`: name to settings; `application`: beside them. `save` writes all, `popen` runs it.
+    """`workers`, `auditors`: name to settings; `application`: beside them. `save` writes all, `popen` runs.
 
     `pgqd`: ticks the database. It comes back to a server that was away only after a minute: restart it.
     """

@@ -40,6 +40,19 @@ def test_a_running_daemon(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) == 4
 
 
+def test_auditors_have_a_table_of_their_own(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = {'audit.received': 1000, 'audit.outstanding': 5, 'audit.late': 2, 'audit.differing': 1}
+    auditor = {**CHILD, 'name': 'proof', 'kind': 'auditor', 'queue': 'mikkoo.audit.proof', 'consumer': None}
+    lines = shown(capsys, children=[CHILD, {**auditor, 'numbers': numbers}]).splitlines()
+    assert lines[4].split() == [
+        'AUDITOR', 'QUEUE', 'STATE', 'PID', 'FOR', 'RECEIVED', 'OUTSTANDING', 'LATE', 'DIFFERING',
+        'DUPLICATE', 'UNKNOWN', 'WAITS', 'FOR',
+    ]  # fmt: skip
+    assert lines[5].split()[:3] == ['proof', 'mikkoo.audit.proof', 'RUNNING']
+    assert lines[5].split()[8:13] == ['1,000', '5', '2', '1', '-']
+    assert 'WORKER' not in shown(capsys, children=[auditor])
+
+
 def test_piped_output_has_no_colour_and_breaks_no_line(capsys: pytest.CaptureFixture[str]) -> None:
     long = 'no route to the broker ' * 20
     out = shown(capsys, children=[{**CHILD, 'name': 'x' * 150, 'reason': long}])

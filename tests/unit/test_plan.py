@@ -6,7 +6,15 @@ from dataclasses import fields, replace
 
 import pytest
 
-from mikkoo.common.settings import DaemonSettings, Settings, StatsdSettings, Telemetry, WorkerSettings
+from mikkoo.common.settings import (
+    AuditorSettings,
+    BindingSettings,
+    DaemonSettings,
+    Settings,
+    StatsdSettings,
+    Telemetry,
+    WorkerSettings,
+)
 from mikkoo.supervisor.plan import Plan, consumer, diff, without_password
 
 
@@ -22,6 +30,25 @@ def test_only_what_changed_is_touched() -> None:
     changed = replace(B, max_failures=3)
     plan = diff(Settings(workers=(A, B, C)), Settings(workers=(changed, A, worker('d'))))
     assert plan == Plan(start=(worker('d'),), restart=(changed,), retire=(C,), leave=(C,), keep=('a',))
+
+
+def auditor(name: str, **changes: object) -> AuditorSettings:
+    settings = AuditorSettings(name, f'mikkoo.audit.{name}', 'postgresql://db/shop', (BindingSettings('e'),))
+    return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+def test_auditors_are_touched_as_workers_are() -> None:
+    new = replace(auditor('y'), keep=9.0)
+    plan = diff(
+        Settings(workers=(A,), auditors=(auditor('x'), auditor('y'), auditor('z'))),
+        Settings(workers=(A,), auditors=(auditor('w'), new, auditor('z'))),
+    )
+    assert plan == Plan(start=(auditor('w'),), restart=(new,), retire=(auditor('x'),), keep=('a', 'z'))
+
+
+def test_a_worker_that_becomes_an_auditor_goes_and_comes() -> None:
+    plan = diff(Settings(workers=(A,)), Settings(auditors=(auditor('a'),)))
+    assert plan == Plan(start=(auditor('a'),), retire=(A,), leave=(A,))
 
 
 def test_the_same_is_nothing_to_do() -> None:
