@@ -86,7 +86,8 @@ PASSED, COMING = Reader('one', 'passed', None), Reader('two', 'to come', None)
 @pytest.mark.parametrize(
     ('consumer', 'after', 'until', 'readers', 'said'),
     [
-        (None, 3, 4, (PASSED, COMING), ': behind tick 3, up to tick 4; consumer one: passed; consumer two: to come'),
+        (None, 3, 4, (PASSED, COMING),
+         ': behind tick 3, up to tick 4; consumer one: passed; consumer two: to come'),
         (None, 3, None, (), ': no tick yet (the last is 3); no consumer is registered'),
         (None, None, 4, (PASSED,), ': up to tick 4, the first that PgQ still has; consumer one: passed'),
         ('one', 3, 4, (Reader('one', 'in its batch', 7),),
