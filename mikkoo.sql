@@ -358,6 +358,60 @@ Returns the event id.';
 'Inserts an event as insert_event does, with a new message_id and the header pgq_queue, and records it in
 mikkoo.audit in the same transaction. Returns the event id.';
 
+    CREATE OR REPLACE FUNCTION mikkoo.resend_audited(in_message_id uuid)
+    RETURNS SETOF bigint LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+    DECLARE
+        kept mikkoo.audit;
+        properties jsonb;
+        new_id bigint;
+    BEGIN
+        FOR kept IN SELECT * FROM mikkoo.audit WHERE message_id = in_message_id ORDER BY published_at FOR UPDATE LOOP
+            properties := coalesce(nullif(kept.properties, ''), '{}')::jsonb;
+            IF lower(properties ->> 'message_id') IS DISTINCT FROM in_message_id::text THEN
+                kept.properties := properties || jsonb_build_object('message_id', in_message_id);
+            END IF;
+            new_id := mikkoo.insert_event(
+                kept.queue, kept.exchange, kept.routing_key, kept.payload, kept.content_type,
+                kept.properties, kept.headers);
+            -- By clock_timestamp(): two records of one message_id must not have one key.
+            UPDATE mikkoo.audit SET event_id = new_id, published_at = clock_timestamp(), received_at = NULL
+                WHERE message_id = kept.message_id AND published_at = kept.published_at;
+            RETURN NEXT new_id;
+        END LOOP;
+    END
+    $body$;
+    COMMENT ON FUNCTION mikkoo.resend_audited(uuid) IS
+'Inserts the event of an audit record again, as recorded and with the same message_id; the record becomes one of the
+new event: outstanding, and published now. Returns the new event id; nothing where there is no record.';
+
+    CREATE OR REPLACE FUNCTION mikkoo.locate_event(in_queue text, in_event_id bigint)
+    RETURNS TABLE (consumer text, event_time timestamptz, txid bigint, attempt integer, due timestamptz)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $body$
+    DECLARE
+        events text;
+    BEGIN
+        SELECT queue_data_pfx INTO events FROM pgq.queue WHERE queue_name = in_queue;
+        IF NOT FOUND THEN
+            RETURN;
+        END IF;
+        RETURN QUERY EXECUTE format(
+            'SELECT co_name, ev_time, ev_txid, coalesce(ev_retry, 0), NULL::timestamptz FROM %s AS e
+                LEFT JOIN pgq.subscription ON sub_id = ev_owner
+                LEFT JOIN pgq.consumer ON co_id = sub_consumer
+            WHERE ev_id = $1 ORDER BY ev_txid', events::regclass) USING in_event_id;
+        RETURN QUERY
+            SELECT co_name, ev_time, NULL::bigint, ev_retry, ev_retry_after
+            FROM pgq.retry_queue JOIN pgq.queue ON queue_id = ev_queue
+                LEFT JOIN pgq.subscription ON sub_id = ev_owner
+                LEFT JOIN pgq.consumer ON co_id = sub_consumer
+            WHERE queue_name = in_queue AND ev_id = in_event_id ORDER BY ev_retry_after;
+    END
+    $body$;
+    COMMENT ON FUNCTION mikkoo.locate_event(text, bigint) IS
+'Where PgQ still has an event of a queue, not what is in it. A row of a table of events has its transaction, and the
+consumer that it is for where it was retried; a row of the retry queue has neither transaction nor place in a batch yet,
+and is due at a time. Nothing: PgQ has it no more. Reads all events of the queue.';
+
     -- For the relay -------------------------------------------------------------------------------------------
 
     CREATE OR REPLACE FUNCTION mikkoo.move_retries()
@@ -416,6 +470,8 @@ Returns how many; call it again if that is 10,000.';
         'mikkoo.insert_audited_event(text,text,text,text,text,text,text)',
         'mikkoo.new_audit_record(uuid,bigint,text,text,text,text,text,text,text)',
         'mikkoo.delete_audit_record(uuid)',
+        'mikkoo.resend_audited(uuid)',
+        'mikkoo.locate_event(text,bigint)',
         'mikkoo.move_retries()',
         'mikkoo.notify_tick()'
     ] LOOP
@@ -443,6 +499,8 @@ Returns how many; call it again if that is 10,000.';
     GRANT SELECT, UPDATE (received_at), DELETE ON mikkoo.audit TO mikkoo_auditor;
     GRANT SELECT, INSERT, UPDATE, DELETE ON mikkoo.audit_tally TO mikkoo_auditor;
     GRANT SELECT, INSERT, DELETE ON mikkoo.audit_difference TO mikkoo_auditor;
+    GRANT SELECT ON mikkoo.dead_letter TO mikkoo_auditor;
+    GRANT EXECUTE ON FUNCTION mikkoo.resend_audited(uuid), mikkoo.locate_event(text, bigint) TO mikkoo_auditor;
 
     -- Retries cost milliseconds with it, and a scan of the batch for each event without.
     BEGIN

@@ -19,6 +19,7 @@ class Exit(IntEnum):
     NOT_RUNNING = 3  # `status`: LSB "program is not running"
     UNKNOWN = 4  # `status`: LSB "program or service status is unknown"
     NO_DAEMON = 7  # LSB "program is not running": reload, restart NAME
+    UNAVAILABLE = 69  # `audit`: a database cannot be reached, or does not let us look
     SOFTWARE = 70  # a bug: an exception nobody expected
     NOPERM = 77  # may not: user, pidfile, socket
     CONFIG = 78  # the configuration file is wrong

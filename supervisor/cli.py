@@ -10,7 +10,9 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 from mikkoo.common import durations
@@ -33,8 +35,8 @@ EXITS = """\
 configuration: -c, else $MIKKOO_CONFIG, else ./etc/mikkoo.yml, else /etc/mikkoo/mikkoo.yml.
 
 exit codes: 0 done; 1 failed, the reason is on standard error; 2 wrong usage; 7 reload, restart NAME: not
-running; 70 a bug in mikkood; 77 not permitted; 78 the configuration is wrong. status: 0 running, 1 dead but
-left its pidfile, 3 not running, 4 unknown.
+running; 69 audit: a database cannot be asked; 70 a bug in mikkood; 77 not permitted; 78 the configuration is
+wrong. status: 0 running, 1 dead but left its pidfile, 3 not running, 4 unknown. audit report: 0 clean, 1 not.
 """
 
 
@@ -79,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     command('sql', 'print mikkoo.sql, to be piped into psql')
     _add_unregister(command('unregister', 'remove a consumer from its queue; what it has not read is lost'))
     _add_dead_letters(command('dead-letters', 'list, show, put back or discard events that were given up'))
+    _add_audit(command('audit', 'tell whether all that was recorded has arrived; send it again; prune'))
     return top
 
 
@@ -134,7 +137,8 @@ def _add_unregister(to: argparse.ArgumentParser) -> None:
     to.add_argument('--yes', action='store_true', help='do not ask')
 
 
-def _add_dead_letters(to: argparse.ArgumentParser) -> None:
+def _actions(to: argparse.ArgumentParser) -> Callable[[str, str], argparse.ArgumentParser]:
+    """Adds an action of a command, by its name and what it does."""
     actions = to.add_subparsers(dest='action', metavar='ACTION', required=True)
 
     def action(name: str, help: str) -> argparse.ArgumentParser:
@@ -142,6 +146,11 @@ def _add_dead_letters(to: argparse.ArgumentParser) -> None:
         _add_common(made, argparse.SUPPRESS, argparse.SUPPRESS)
         return made
 
+    return action
+
+
+def _add_dead_letters(to: argparse.ArgumentParser) -> None:
+    action = _actions(to)
     listing = action('list', 'list dead letters, the newest first')
     _add_filters(listing)
     listing.add_argument(
@@ -176,6 +185,51 @@ def _add_filters(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         '--newer-than', type=_duration, metavar='DURATION', help="given up since, as '30s', '5 min'"
     )
+
+
+def _add_audit(to: argparse.ArgumentParser) -> None:
+    action = _actions(to)
+    report = action('report', 'count what was recorded and what arrived; exit with 1 unless that is clean')
+    report.add_argument('--queue', help='of this queue')
+    report.add_argument('--exchange', help="for this exchange; '' is the default exchange")
+    report.add_argument(
+        '--since', type=_moment, metavar='WHEN', help="no older than '2 h', '7d', or '2026-11-22 10:00'"
+    )
+    report.add_argument('--all', action='store_true', help='name all that are late or differ, not only 20')
+    _add_json(report)
+    showing = action('show', 'show all that is stored of one event')
+    showing.add_argument('ids', nargs=1, type=_message_id, metavar='MESSAGE_ID', help='its message_id')
+    _add_json(showing)
+    sending = action('resend', 'publish events again from their records, through PgQ')
+    sending.add_argument('ids', nargs='+', type=_message_id, metavar='MESSAGE_ID', help='their message_ids')
+    pruning = action('prune', 'delete records, differences and counts')
+    pruning.add_argument('ids', nargs='*', type=_message_id, metavar='MESSAGE_ID', help='only of these')
+    pruning.add_argument(
+        '--before', type=_moment, metavar='WHEN', help="older than '2 h', '7d', or '2026-11-22 10:00'"
+    )
+    kinds = pruning.add_mutually_exclusive_group()
+    kinds.add_argument('--received', action='store_true', help='only records of what has arrived')
+    kinds.add_argument('--outstanding', action='store_true', help='only records of what has not')
+    pruning.add_argument('--yes', action='store_true', help='do not ask')
+
+
+def _message_id(text: str) -> str:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'{text!r} is no message_id of an audited event: a UUID') from None
+
+
+def _moment(text: str) -> datetime | float:
+    """A time, local where it has no offset; or seconds ago."""
+    if durations.seconds(text) is not None:
+        return _duration(text)
+    try:
+        return datetime.fromisoformat(text).astimezone()
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a duration, as '30s', '2 h', '7d', nor a time, as '2026-11-22 10:00'"
+        ) from None
 
 
 def _positive(text: str) -> int:

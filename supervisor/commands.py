@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mikkoo.common.settings import Settings
 
 STATUS_TIMEOUT = 5.0  # seconds; a supervisor that answers does so in milliseconds
+AUDIT_NAMED = 20  # late and differing ones that a report names
 RELOAD_TIMEOUT = 30.0  # seconds; a ${file:} on a slow disk is read anew
 
 
@@ -76,8 +77,9 @@ def check(arguments: Namespace) -> int:
     if not arguments.connect:
         return Exit.OK
     from mikkoo.supervisor import output, probes
+    from mikkoo.supervisor.probe import verdict
 
-    return probes.verdict(output.probes(probes.run(settings)))
+    return verdict(output.probes(probes.run(settings)))
 
 
 def schema(arguments: Namespace) -> int:
@@ -120,9 +122,60 @@ def dead_letters(arguments: Namespace) -> int:
         return dead_letters.change(action, databases, which, ask=not arguments.yes)
 
 
+def audit(arguments: Namespace) -> int:
+    from mikkoo.common.errors import DatabaseLost
+    from mikkoo.supervisor import audit
+
+    ids = tuple(dict.fromkeys(getattr(arguments, 'ids', ())))
+    action = arguments.action
+    kinds: tuple[str, ...] = ()
+    if action == 'prune':
+        kinds = _prunable(arguments, ids)
+    with audit.opened(arguments.config) as (databases, failures):
+        if action == 'report':
+            scope = (arguments.queue, arguments.exchange, arguments.since)
+            most = None if arguments.all else AUDIT_NAMED
+            return audit.report(databases, failures, scope, most, as_json=arguments.json)
+        audit.require_all(failures)
+        try:
+            if action == 'show':
+                return audit.show(databases, ids[0], as_json=arguments.json)
+            if action == 'resend':
+                return audit.resend(databases, ids)
+            return audit.prune(databases, kinds, arguments.before, ids or None, ask=not arguments.yes)
+        except DatabaseLost as error:
+            raise Refusal(str(error), Exit.UNAVAILABLE) from error
+
+
+def _prunable(arguments: Namespace, ids: tuple[str, ...]) -> tuple[str, ...]:
+    """The kinds that are to be pruned. Raises Refusal where that is not said."""
+    from mikkoo.supervisor import audit
+
+    chosen = tuple(kind for kind in ('received', 'outstanding') if getattr(arguments, kind))
+    if ids:
+        if chosen or arguments.before is not None:
+            raise Refusal('give either MESSAGE_IDs, or --before, --received, --outstanding', Exit.USAGE)
+        return audit.OF_RECORDS
+    if not chosen and arguments.before is None:
+        raise Refusal('give MESSAGE_IDs, --before, --received or --outstanding', Exit.USAGE)
+    return chosen or audit.ALL
+
+
 COMMANDS: dict[str, Callable[[Namespace], int]] = {
     function.__name__.replace('_', '-'): function
-    for function in (start, stop, restart, reload, status, check, schema, sql, unregister, dead_letters)
+    for function in (
+        start,
+        stop,
+        restart,
+        reload,
+        status,
+        check,
+        schema,
+        sql,
+        unregister,
+        dead_letters,
+        audit,
+    )
 }
 
 
@@ -188,9 +241,10 @@ def _check_json(path: Path, connect: bool) -> int:
     code = Exit.OK
     if connect:
         from mikkoo.supervisor import probes
+        from mikkoo.supervisor.probe import verdict
 
         results = list(probes.run(settings))
         answer['probes'] = [asdict(result) for result in results]
-        code = probes.verdict(results)
+        code = verdict(results)
     print(json.dumps(answer, indent=2))
     return code

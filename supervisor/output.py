@@ -15,7 +15,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from mikkoo.common.pgq_dead_letters import DeadLetter, WholeDeadLetter
-    from mikkoo.supervisor.probes import Probe
+    from mikkoo.supervisor.probe import Probe
 
 PIPED_WIDTH = 1000  # columns: a line is never broken for a program that reads it
 
@@ -108,6 +108,16 @@ def dead_letter(database: str, letter: WholeDeadLetter) -> None:
     if letter.payload is not None:
         console.print(Text('  payload'), soft_wrap=True)
         console.print(Text(printable(letter.payload, also='\n\t')), soft_wrap=True)
+
+
+def line(text: str, style: str = '') -> None:
+    """Print a line, in a pipe of any length."""
+    _console().print(Text(text, style), soft_wrap=True)
+
+
+def table(columns: Sequence[tuple[str, Any]], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table. `columns`: titles, and 'left' or 'right'."""
+    _print_table(_console(), _table(columns, [[Text(printable(cell)) for cell in row] for row in rows]))
 
 
 def printable(text: str, also: str = '') -> str:

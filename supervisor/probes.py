@@ -1,55 +1,42 @@
 """`mikkood check --connect`: tries what the configuration names, and says what to do about each failure.
 
-A probe is a frozen record and every group of them a generator, so that one is shown while the next is tried.
+Every group of probes is a generator, so that one is shown while the next is tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from mikkoo.common import pgq, pgq_keep
 from mikkoo.common.amqp import Link
-from mikkoo.common.errors import BrokerError, BrokerRefused, DatabaseError, DatabaseLost, Exit
+from mikkoo.common.errors import BrokerError, BrokerRefused, DatabaseError
 from mikkoo.common.pgq_facts import FUTURE_TICK, PL_ONLY, only_first_tick, raise_if_read_only
 from mikkoo.common.postgres import Session
 from mikkoo.common.pulse import Pulse
-from mikkoo.common.settings import BrokerSettings, Settings, WorkerSettings
+from mikkoo.common.settings import AuditorSettings, BrokerSettings, Settings, WorkerSettings
+from mikkoo.supervisor import audit_probes
+from mikkoo.supervisor.probe import CONNECT_TIMEOUT, NO_PRIVILEGE, STATEMENT_TIMEOUT, Probe, login_remedy
 
-CONNECT_TIMEOUT = 10.0  # seconds for one server
-STATEMENT_TIMEOUT = 30.0  # seconds
 OLD_TICK = 120.0  # seconds; PgQ's default is a tick a minute even where nothing happens
-NO_PRIVILEGE = '42501'  # SQLSTATE insufficient_privilege
 NOT_ALLOWED = 530  # AMQP 0-9-1: connection.open, the virtual host
 
+Child = WorkerSettings | AuditorSettings
+
 T = TypeVar('T')
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What one try found. `remedy`: what to do, '' where it is ok."""
-
-    subject: str  # what was probed, as 'worker invoices'
-    name: str
-    outcome: Literal['ok', 'warn', 'failed']
-    text: str
-    remedy: str = ''
-
-
-def verdict(probes: Iterable[Probe]) -> Exit:
-    """The exit code: a warning is no failure."""
-    return Exit.FAILURE if any(probe.outcome == 'failed' for probe in probes) else Exit.OK
+C = TypeVar('C', WorkerSettings, Child)
 
 
 def run(settings: Settings) -> Iterator[Probe]:
-    """Probe every database and every broker once, and every worker's queue. Needs no running mikkood."""
+    """Probe every database and every broker once, then workers and auditors. Needs no running mikkood."""
     with closing(Pulse()) as pulse:
         for url, workers in _grouped(settings.workers, lambda worker: worker.postgres_url):
             yield from database(url, workers, pulse)
-        for broker_settings, workers in _grouped(settings.workers, lambda worker: worker.rabbitmq):
-            yield from broker(broker_settings, workers, pulse)
+        children: tuple[Child, ...] = (*settings.workers, *settings.auditors)
+        for broker_settings, sharing in _grouped(children, lambda child: child.rabbitmq):
+            yield from broker(broker_settings, sharing, pulse)
+        yield from audit_probes.run(settings.auditors, pulse)
 
 
 def database(url: str, workers: list[WorkerSettings], pulse: Pulse) -> Iterator[Probe]:
@@ -61,7 +48,7 @@ def database(url: str, workers: list[WorkerSettings], pulse: Pulse) -> Iterator[
             statement_timeout=STATEMENT_TIMEOUT,
         )  # fmt: skip
     except DatabaseError as error:
-        yield Probe(subject, 'login', 'failed', str(error), _login_remedy(error))
+        yield Probe(subject, 'login', 'failed', str(error), login_remedy(error))
         return
     with closing(session):
         try:
@@ -80,9 +67,9 @@ def database(url: str, workers: list[WorkerSettings], pulse: Pulse) -> Iterator[
             yield Probe(subject, 'questions', 'failed', str(error), 'see the words of the server')
 
 
-def broker(settings: BrokerSettings, workers: list[WorkerSettings], pulse: Pulse) -> Iterator[Probe]:
+def broker(settings: BrokerSettings, sharing: Iterable[Child], pulse: Pulse) -> Iterator[Probe]:
     """A broker: the login, TLS before it, and the virtual host."""
-    subject = f'broker of {_names(workers)}'
+    subject = f'broker of {_names(sharing)}'
     host = f'vhost {settings.vhost!r}'
     try:
         link = Link.open(settings, pulse, properties={'purpose': 'mikkood check'}, timeout=CONNECT_TIMEOUT)
@@ -212,12 +199,6 @@ def _ticking(subject: str, age: float | None, *, first: bool) -> Probe:
     )  # fmt: skip
 
 
-def _login_remedy(error: DatabaseError) -> str:
-    if isinstance(error, DatabaseLost):
-        return 'see that PostgreSQL runs and that postgres_url names its host and port'
-    return 'see user, password and database in postgres_url, and pg_hba.conf'
-
-
 def _broker_remedy(error: BrokerError, settings: BrokerSettings) -> str:
     if 'TLS' in str(error) or 'ssl_options' in str(error):
         return 'see ssl_options: ca_certs, and whether host is the name in the certificate'
@@ -244,14 +225,12 @@ def _release(version: int) -> str:
     return f'{version // 10000}.{version % 10000}'
 
 
-def _names(workers: Iterable[WorkerSettings]) -> str:
-    return ', '.join(worker.name for worker in workers)
+def _names(children: Iterable[Child]) -> str:
+    return ', '.join(child.name for child in children)
 
 
-def _grouped(
-    workers: Iterable[WorkerSettings], key: Callable[[WorkerSettings], T]
-) -> Iterable[tuple[T, list[WorkerSettings]]]:
-    groups: dict[T, list[WorkerSettings]] = {}
-    for worker in workers:
-        groups.setdefault(key(worker), []).append(worker)
+def _grouped(children: Iterable[C], key: Callable[[C], T]) -> Iterable[tuple[T, list[C]]]:
+    groups: dict[T, list[C]] = {}
+    for child in children:
+        groups.setdefault(key(child), []).append(child)
     return groups.items()

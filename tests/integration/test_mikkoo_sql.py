@@ -272,6 +272,10 @@ def test_audit_records_made_and_deleted(admin: Execute, produce: Execute) -> Non
 def test_names_and_types_are_those_of_mikkoo_3(admin: Execute) -> None:
     five = 'in_queue text, in_exchange text, in_routing_key text, in_payload text, in_content_type text'
     seven = f'{five}, in_properties text, in_headers text'
+    located = (
+        'TABLE(consumer text, event_time timestamp with time zone, txid bigint, attempt integer,'
+        ' due timestamp with time zone)'
+    )
     found = admin(
         'select proname::text, pg_get_function_arguments(oid), pg_get_function_result(oid) from pg_proc'
         " where pronamespace = 'mikkoo'::regnamespace and prorettype <> 'trigger'::regtype"
@@ -284,6 +288,8 @@ def test_names_and_types_are_those_of_mikkoo_3(admin: Execute) -> None:
             ('insert_audited_event', seven, 'bigint'),
             ('new_audit_record', f'in_message_id uuid, in_event_id bigint, {seven}', 'mikkoo.audit'),
             ('delete_audit_record', 'in_message_id uuid', 'boolean'),
+            ('resend_audited', 'in_message_id uuid', 'SETOF bigint'),
+            ('locate_event', 'in_queue text, in_event_id bigint', located),
             ('move_retries', '', 'integer'),
         ]
     )

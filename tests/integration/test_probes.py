@@ -15,7 +15,7 @@ import pytest
 from mikkoo.common.errors import Exit
 from mikkoo.common.settings import BrokerSettings, Settings, SslOptions, WorkerSettings
 from mikkoo.supervisor import probes
-from mikkoo.supervisor.probes import Probe
+from mikkoo.supervisor.probe import Probe, verdict
 from tests.integration.readable import SCRIPT
 from tests.servers.process import free_port
 
@@ -64,7 +64,7 @@ def test_all_is_right(worker: WorkerSettings) -> None:
         ('login', 'ok'), ('vhost', 'ok'),
     ]  # fmt: skip
     assert not any(probe.remedy for probe in found)
-    assert probes.verdict(found) == Exit.OK
+    assert verdict(found) == Exit.OK
 
 
 def test_servers_are_asked_once(worker: WorkerSettings) -> None:

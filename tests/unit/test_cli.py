@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -262,3 +263,39 @@ def test_no_configuration_says_where_it_looked(tmp_path: Path) -> None:
     )
     assert shown.returncode == Exit.CONFIG
     assert 'MIKKOO_CONFIG' in shown.stderr and './etc/mikkoo.yml' in shown.stderr
+
+
+@pytest.mark.parametrize('action', ['report', 'show', 'resend', 'prune'])
+def test_every_action_on_the_audit_has_help(action: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(['audit', action, '--help'])
+    assert ended.value.code == Exit.OK
+    assert f'usage: mikkood audit {action}' in capsys.readouterr().out
+
+
+def test_times_of_the_audit() -> None:
+    """A duration, or a time, which is local where it has no offset."""
+
+    def since(text: str) -> object:
+        return cli.parser().parse_args(['audit', 'report', '--since', text]).since
+
+    assert (since('2 h'), since('0s')) == (7200.0, 0.0)
+    assert since('2026-11-22T10:00:00+01:00') == datetime(2026, 11, 22, 9, tzinfo=UTC)
+    assert since('2026-11-22 10:00') == datetime(2026, 11, 22, 10).astimezone()
+    assert since('2026-11-22') == datetime(2026, 11, 22).astimezone()
+
+
+def test_message_ids_are_written_in_one_way() -> None:
+    ids = cli.parser().parse_args(['audit', 'resend', '0D8F0000-0000-4000-8000-00000000000A']).ids
+    assert ids == ['0d8f0000-0000-4000-8000-00000000000a']
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [['--since', ''], ['--since', '10'], ['--since', '200000d'], ['--since', '2026-13-01'], ['nobody']],
+)
+def test_wrong_times_of_the_audit(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(['audit', 'report', *arguments])
+    assert ended.value.code == Exit.USAGE
+    assert 'usage: mikkood' in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 
 from mikkoo.common.errors import Exit
 from mikkoo.supervisor import output
-from mikkoo.supervisor.probes import Probe, verdict
+from mikkoo.supervisor.probe import Probe, verdict
 
 CHILD: dict[str, Any] = {
     'name': 'invoices', 'kind': 'worker', 'queue': 'invoices', 'consumer': 'mikkoo', 'pid': 77,
