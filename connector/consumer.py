@@ -248,15 +248,13 @@ class ConsumerThread(threading.Thread):
             link.dispose()
 
     def _consume(self, link: SharedLink, subscription: Subscription) -> None:
-        callback = self.callback_func
+        callback, hand = self.callback_func, subscription.hand
         if self.inbox is not None:
-            callback = Deduplicated(
-                callback, self.inbox, subscription.hand, lambda: self._count(names.DUPLICATES)
-            )
+            callback = Deduplicated(callback, self.inbox, hand, lambda: self._count(names.DUPLICATES))
         attempts = self._attempts = Attempts(
             link,
             subscription.channel,
-            subscription.hand,
+            hand,
             self.queue,
             callback,
             self._tell,

@@ -96,8 +96,7 @@ class Hand:
     ) -> bool:
         """`multiple`: all in hand up to `tag`, 0: all; never those that the callback has not seen yet."""
         with self._lock:
-            # The copy is made at once, while the consumer's thread goes on taking.
-            settled = [one for one in list(self._tags) if not tag or one <= tag] if multiple else [tag]
+            settled = [one for one in self._tags if not tag or one <= tag] if multiple else [tag]
             settled = [one for one in settled if self.holds(one)]
             if not settled:
                 return False

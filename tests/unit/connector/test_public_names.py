@@ -77,7 +77,7 @@ def test_as_specified_and_anything_more_is_optional(name: str) -> None:
     specified, real = parameters(SPECIFIED[name]), parameters(found)
     assert real[: len(specified)] == specified
     for _, kind, default in real[len(specified) :]:
-        assert (kind, default) == (inspect.Parameter.KEYWORD_ONLY, None)
+        assert kind == inspect.Parameter.KEYWORD_ONLY and default is not inspect.Parameter.empty
 
 
 def test_the_errors_are_connector_errors() -> None:
