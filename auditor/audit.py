@@ -17,6 +17,7 @@ from mikkoo.auditor.lateness import Lateness
 from mikkoo.auditor.pruning import Pruning
 from mikkoo.auditor.settling import Outcome, Settling
 from mikkoo.common import metrics as names
+from mikkoo.common import reports
 from mikkoo.common.audit_settle import FIRST_VERSION, Records
 from mikkoo.common.backoff import Backoff
 from mikkoo.common.bell import Bell
@@ -35,6 +36,9 @@ INSPECT_INTERVAL = 60.0  # seconds between looks at whether the queue and its bi
 STANDBY_INTERVAL = 2.0  # seconds between attempts to become the only process of this auditor
 GRACE = 2.0  # seconds that a stop leaves a batch to be settled; the supervisor kills after 4.5
 REMEMBERED = 100_000  # messages whose records are deleted
+# SQLSTATEs (PostgreSQL, Appendix A) that tell of one record's contents, not of the server: cardinality, data,
+# constraints, limits, and what is corrupted on disk
+OF_A_RECORD = ('21', '22', '23', '54', 'XX001')
 COUNTED = (
     (names.AUDIT_RECEIVED, 'received'),
     (names.AUDIT_DUPLICATE, 'duplicates'),
@@ -151,13 +155,35 @@ class Auditor:
 
     def _settle(self) -> None:
         """Settle the batch in hand, and only then acknowledge it."""
+        self._settle_first(len(self._batch))
+
+    def _settle_first(self, number: int) -> None:
+        """Of the batch. Where one record makes the statement fail, its message is found by halving."""
         assert self._settling is not None
-        arrivals = [taken.arrival for taken in self._batch if taken.arrival is not None]
-        unidentified = [taken.exchange for taken in self._batch if taken.arrival is None]
-        outcome = self._settling.run(arrivals, unidentified, time.monotonic())
-        batch, self._batch = self._batch, []
+        batch = self._batch[:number]
+        try:
+            arrivals = [taken.arrival for taken in batch if taken.arrival is not None]
+            unidentified = [taken.exchange for taken in batch if taken.arrival is None]
+            outcome = self._settling.run(arrivals, unidentified, time.monotonic())
+        except DatabaseError as error:
+            if not error.sqlstate.startswith(OF_A_RECORD):
+                raise
+            if number > 1:
+                self._settle_first(number // 2)
+                self._settle_first(number - number // 2)
+                return
+            outcome = self._give_up(batch[0], error)
+        del self._batch[:number]
         self._intake.acknowledge(batch)
         self._count(outcome)
+
+    def _give_up(self, taken: Taken, error: DatabaseError) -> Outcome:
+        """A message that cannot be settled counts as unknown: its record stays, and will be late."""
+        assert self._settling is not None
+        message_id = taken.arrival.message_id if taken.arrival is not None else None
+        LOGGER.error('auditor %s: message %s cannot be settled: %s', self._settings.name, message_id, error)
+        reports.exception(error, message_id=message_id)
+        return self._settling.count_unknown(taken.exchange)
 
     def _count(self, outcome: Outcome) -> None:
         for metric, name in COUNTED:
@@ -173,7 +199,7 @@ class Auditor:
             self._inspect_at = now + min(INSPECT_INTERVAL, self._pruning.interval)
             self._intake.inspect()
         if now >= self._pruning.due:
-            self._pruning.run(self._records, caught_up=self._intake.queued == 0 and not len(self._intake))
+            self._pruning.run(self._records, caught_up=self._intake.caught_up)
         if now >= self._lateness.due:
             self._lateness.look(self._records)
 

@@ -49,7 +49,7 @@ class Intake:
         self._backoff = Backoff()
         self._retry_at = 0.0
         self._inspection: threading.Thread | None = None
-        self.queued: int | None = None  # messages in RabbitMQ at the last inspection; None: not known
+        self._emptied_at: float | None = None  # the last inspection, if no message was left in RabbitMQ
         self.unbound = ''  # why the queue is not bound as configured
         self.full = min(MOST_AT_ONCE, max(1, settings.prefetch // 2))
 
@@ -60,6 +60,11 @@ class Intake:
     def first_at(self) -> float:
         """When the message that waits longest came, monotonic; infinity: none waits."""
         return self._waiting[0].at if self._waiting else float('inf')
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether every message that was in RabbitMQ at the last inspection has been taken."""
+        return self._emptied_at is not None and self.first_at > self._emptied_at
 
     @property
     def outage(self) -> str:
@@ -76,7 +81,7 @@ class Intake:
             if thread.is_consuming:
                 self._backoff.reset()
             else:
-                self.queued = None
+                self._emptied_at = None
             return
         now = time.monotonic()
         if thread is None:
@@ -128,14 +133,15 @@ class Intake:
         queue = self._settings.queue
         try:
             self._declare(channel, queue)
-            self.queued = channel.queue_declare(queue, passive=True).method.message_count
-            self.unbound = ''
+            looked_at = time.monotonic()
+            left = channel.queue_declare(queue, passive=True).method.message_count
+            self._emptied_at, self.unbound = None if left else looked_at, ''
         except ChannelClosed as error:
             if self.unbound != str(error):
                 LOGGER.warning('auditor %s: %s', self._settings.name, error)
-            self.queued, self.unbound = None, str(error)
+            self._emptied_at, self.unbound = None, str(error)
         except ConnectionLost:
-            self.queued = None
+            self._emptied_at = None
         self._bell.ring()
 
     def _consumer(self) -> ConsumerThread:
@@ -148,6 +154,7 @@ class Intake:
             prefetch=settings.prefetch,
             name=f'auditor {settings.name}',
             declare=self._declare,
+            bury_unreadable=False,
         )
 
     def _receive(self, channel: Channel, method: Any, properties: Any, body: bytes) -> None:

@@ -43,9 +43,11 @@ class Lateness:
         """Set the gauges, and report where lateness began or ended. Raises DatabaseError."""
         begun = self._clock()
         settings = self._settings
-        outstanding, late, oldest = records.outstanding(settings.exchanges, settings.grace)
-        self._looked_at = self._clock()
-        self._took = self._looked_at - begun
+        try:
+            outstanding, late, oldest = records.outstanding(settings.exchanges, settings.grace)
+        finally:  # what fails shall not be all that is done
+            self._looked_at = self._clock()
+            self._took = self._looked_at - begun
         self._metrics.gauge(names.AUDIT_OUTSTANDING, outstanding)
         self._metrics.gauge(names.AUDIT_LATE, late)
         before, self._late = self._late, late

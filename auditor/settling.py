@@ -53,6 +53,13 @@ class Settling:
         self._memory.add(outcome.settled.values())
         return outcome
 
+    def count_unknown(self, exchange: str) -> Outcome:
+        """Count a message of this exchange, and no more. Raises DatabaseError."""
+        outcome = Outcome()
+        outcome.tally('', exchange).unknown += 1
+        self._records.count(outcome.tallies)
+        return outcome
+
     def _found(self, arrivals: Sequence[Arrival], now: float) -> dict[int, Finding]:
         """The findings by the arrivals' places; those in doubt are looked at and asked about once more."""
         found = self._records.settle(arrivals, self._action, now)

@@ -14,13 +14,19 @@ ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED = 403, 404, 406
 def declaring(settings: AuditorSettings) -> Callable[[Channel, str], None]:
     """What makes the queue and its bindings, again and again without harm.
 
-    Raises ChannelClosed: an exchange is not there, or the broker's user may not do it.
+    Raises ChannelClosed: an exchange is not there, or the broker's user may not do it. The others are bound.
     """
 
     def declare(channel: Channel, queue: str) -> None:
         declare_queue(channel, queue, settings.queue_type)
+        refusals = []
         for binding in settings.bindings:
-            channel.queue_bind(queue, binding.exchange, binding.routing_key, binding.arguments)
+            try:
+                channel.queue_bind(queue, binding.exchange, binding.routing_key, binding.arguments)
+            except ChannelClosed as refused:
+                refusals.append(refused)
+        if refusals:
+            raise refusals[0]
 
     return declare
 

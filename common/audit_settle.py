@@ -7,13 +7,14 @@ and no error.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, fields
 from typing import Literal
 
 from mikkoo.common.postgres import Session
 
 FIRST_VERSION = 5  # of mikkoo.sql with an auditor's tables
 PRUNED_AT_ONCE = 10_000  # rows in one transaction
+COUNTED_NAME = 255  # characters of a name that is counted: a record made by hand may hold any text
 LOCK = 0x6D696B61  # 'mika', the first key of the advisory lock; the second is of the auditor's name
 
 OWN = 'select pg_try_advisory_lock(%s, hashtext(%s))'
@@ -104,7 +105,8 @@ COUNT = """
 """
 OUTSTANDING = """
     select count(*), count(*) filter (where published_at < clock_timestamp() - %s * interval '1 second'),
-        (array_agg(message_id::text order by published_at))[1]
+        (select message_id::text from mikkoo.audit where received_at is null and exchange = any(%s)
+         order by published_at limit 1)
     from mikkoo.audit where received_at is null and exchange = any(%s)
 """
 EXPIRE = """
@@ -117,14 +119,15 @@ EXPIRE = """
 """
 PRUNE = """
     delete from mikkoo.{table} where ctid = any(array(
-        select ctid from mikkoo.{table} where {column} < clock_timestamp() - %s * interval '1 second'
-        limit %s))
+        select ctid from mikkoo.{table}
+        where {column} < clock_timestamp() - %s * interval '1 second' {own} limit %s))
 """
-# Of an hour, when it was over
+# Each auditor's differences and counts are kept for as long as it is told to: they are what tells of a loss.
+# Of an hour, when it was over.
 PRUNED = (
-    ('audit', 'received_at'),
-    ('audit_difference', 'seen_at'),
-    ('audit_tally', "hour + interval '1 hour'"),
+    ('audit', 'received_at', ''),
+    ('audit_difference', 'seen_at', 'and auditor = %s'),
+    ('audit_tally', "hour + interval '1 hour'", 'and auditor = %s'),
 )
 
 
@@ -172,6 +175,12 @@ class Tally:
     unidentified: int = 0
     latency_total: float = 0.0
     latency_max: float = 0.0
+
+    def add(self, other: Tally) -> None:
+        longest = max(self.latency_max, other.latency_max)
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        self.latency_max = longest
 
 
 Tallies = dict[tuple[str, str], Tally]  # by queue and exchange
@@ -226,8 +235,12 @@ class Records:
     def count(self, tallies: Tallies) -> None:
         """Add to the counts of the hour."""
         if tallies:
-            keys = [(queue, self.storable(exchange)) for queue, exchange in tallies]
-            columns = zip(*(astuple(tally) for tally in tallies.values()), strict=True)
+            counted: Tallies = {}  # names that are one when they are cut or escaped are one row
+            for key, tally in tallies.items():
+                queue, exchange = (self.storable(name)[:COUNTED_NAME] for name in key)
+                counted.setdefault((queue, exchange), Tally()).add(tally)
+            keys = list(counted)
+            columns = zip(*(astuple(tally) for tally in counted.values()), strict=True)
             self.session.execute(
                 COUNT,
                 (
@@ -241,7 +254,7 @@ class Records:
     def outstanding(self, exchanges: Sequence[str], grace: float) -> tuple[int, int, str | None]:
         """Of these exchanges: records without their message, those older than `grace`; the oldest's id."""
         [row] = self.session.fetch(
-            OUTSTANDING, (grace, list(exchanges)), waits='counting what is outstanding'
+            OUTSTANDING, (grace, list(exchanges), list(exchanges)), waits='counting what is outstanding'
         )
         return row[0], row[1], row[2]
 
@@ -259,12 +272,13 @@ class Records:
         return [(queue, exchange, message_id) for queue, exchange, message_id in rows]
 
     def prune(self, keep: float) -> int:
-        """Delete received records, differences and counts that are older than `keep`; how many."""
+        """Delete received records, this auditor's differences and counts, older than `keep`; how many."""
         deleted = 0
-        for table, column in PRUNED:
+        for table, column, own in PRUNED:
+            sql = PRUNE.format(table=table, column=column, own=own)
+            args = (keep, *([self._auditor] if own else []), PRUNED_AT_ONCE)
             while True:
-                sql = PRUNE.format(table=table, column=column)
-                count = self.session.run(sql, (keep, PRUNED_AT_ONCE))[1]
+                count = self.session.run(sql, args)[1]
                 deleted += count
                 if count < PRUNED_AT_ONCE:
                     break

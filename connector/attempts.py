@@ -56,6 +56,7 @@ class Attempts:
         dead_letter_queue: str,
         burials: Backoff,
         count: Callable[[Metric], object],
+        bury_unreadable: bool = True,
     ) -> None:
         self._link = link
         self._channel = channel
@@ -69,6 +70,7 @@ class Attempts:
         self._dead_letter_queue = dead_letter_queue
         self._burials = burials
         self._count = count
+        self._bury_unreadable = bury_unreadable
         self._declared = False
         self._outage = Backoff()
         self.waits_for = ''  # what keeps the message in hand from being handled
@@ -79,7 +81,7 @@ class Attempts:
         Raises BrokerLost, ConnectionLost: the link is gone, the message comes back.
         """
         method = delivery.method
-        if delivery.fault:
+        if delivery.fault and self._bury_unreadable:
             self._bury(delivery, ValueError(delivery.fault), 0)
             return
         attempts = 0

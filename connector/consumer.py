@@ -48,6 +48,7 @@ class ConsumerThread(threading.Thread):
     `auto_ack`: ack after the callback; else the callback settles, now or later. `prefetch`: messages in hand.
     `inbox`: makes what remembers handled messages; see MQConnector.register_consumer for the usual ones.
     `declare(channel, queue)`: makes the queue, and what else has to be there, before each subscription.
+    `bury_unreadable` False: a message whose properties cannot be read is the callback's, without any.
     `exception`: why the thread gave up, or None. Raises ConfigurationError, ValueError; does no I/O.
     """
 
@@ -66,6 +67,7 @@ class ConsumerThread(threading.Thread):
         inbox: Callable[[Pulse], Inbox] | None = None,
         statsd: StatsdSettings | None = None,
         declare: Callable[[Channel, str], object] = declare_leniently,
+        bury_unreadable: bool = True,
     ) -> None:
         super().__init__(name=name or f'consumer {queue}')
         if not isinstance(queue, str) or not queue:
@@ -95,12 +97,12 @@ class ConsumerThread(threading.Thread):
         self._link: SharedLink | None = None  # of the subscription
         self._opening: SharedLink | None = None  # not subscribed yet
         self._pulse: Pulse | None = None
-        self._busy = False  # in the callback
-        self._idle_since = 0.0
+        self._busy, self._idle_since = False, 0.0  # busy: in the callback
         self._burials = Backoff()
         self._attempts: Attempts | None = None
         self._make_inbox = inbox
         self._declare = declare
+        self._bury_unreadable = bury_unreadable
         self.outage = 'not subscribed yet'  # why it does not consume at this moment, or ''
         self.inbox: Inbox | None = None  # while it runs
         self._statsd = statsd or StatsdSettings()
@@ -110,13 +112,11 @@ class ConsumerThread(threading.Thread):
         """Another thread with the same arguments, not started."""
         return type(self)(
             *self._given,
-            prefetch=self.prefetch,
-            max_attempts=self.max_attempts,
-            dead_letter_queue=self.dead_letter_queue,
-            name=self.name,
+            **{key: getattr(self, key) for key in ('prefetch', 'max_attempts', 'dead_letter_queue', 'name')},
             inbox=self._make_inbox,
             statsd=self._statsd,
             declare=self._declare,
+            bury_unreadable=self._bury_unreadable,
         )
 
     @property
@@ -264,6 +264,7 @@ class ConsumerThread(threading.Thread):
             dead_letter_queue=self.dead_letter_queue,
             burials=self._burials,
             count=self._count,
+            bury_unreadable=self._bury_unreadable,
         )
         stopping, take, handle = self._stopping.is_set, subscription.next, attempts.handle
         while not stopping():

@@ -29,7 +29,7 @@ HOMES = {
     'pydantic_core': ['common/config*.py'],
     'statsd': ['common/metrics.py'],
     'sentry_sdk': ['common/reports.py'],
-    'orjson': ['common/pipe.py', 'supervisor/control.py', 'worker/*.py'],
+    'orjson': ['common/pipe.py', 'supervisor/control.py', 'worker/*.py', 'auditor/compare.py'],
     'daemon': ['supervisor/daemon.py'],
     'lockfile': ['supervisor/daemon.py'],
     'watchdog': ['supervisor/watcher.py'],

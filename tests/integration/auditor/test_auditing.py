@@ -176,21 +176,24 @@ def test_what_is_old_is_pruned_and_what_never_came_expires_by_name(audited: Audi
     )
     audited.sql(
         """insert into mikkoo.audit_tally (auditor, queue, exchange, hour)
-           select name, 'q', 'e', now() - age::interval
-           from (values ('gone', '3 h'), ('going', '59 min')) as given (name, age)"""
+           select name, queue, 'e', now() - age::interval
+           from (values ('proof', 'gone', '3 h'), ('proof', 'going', '59 min'), ('other', 'kept', '3 h'))
+               as given (name, queue, age)"""
     )
     audited.sql(
         """insert into mikkoo.audit_difference (message_id, auditor, queue, seen_at, fields, exchange,
                routing_key, body_sha256, body_size)
-           select gen_random_uuid(), 'a', 'q', now() - n * interval '7000 s', '{body}', 'e', 'k', '', 0
-           from generate_series(0, 2) as n"""
+           select gen_random_uuid(), name, 'q', now() - n * interval '7000 s', '{body}', 'e', 'k', '', 0
+           from generate_series(0, 2) as n, (values ('proof'), ('other')) as given (name)"""
     )
     auditor = audited.auditor(keep=40.0)  # prunes after 4 s
     [line] = auditor.await_log('never arrived')
     assert f'message {ancient} of queue events, exchange mikkoo' in line
     auditor.await_log('records expired: 1')
-    assert audited.counts() == {HERE: {'expired': 1}}
+    assert audited.counts()[HERE] == {'expired': 1}
     assert audited.outstanding() == {elsewhere, fresh}
     assert audited.kept() == 2
-    assert audited.sql('select count(*) from mikkoo.audit_difference') == [(1,)]
-    assert audited.sql("select auditor from mikkoo.audit_tally where queue = 'q'") == [('going',)]
+    differences = 'select auditor, count(*) from mikkoo.audit_difference group by 1 order by 1'
+    assert audited.sql(differences) == [('other', 3), ('proof', 1)], 'each auditor has its own `keep`'
+    tallies = "select queue from mikkoo.audit_tally where exchange = 'e' order by 1"
+    assert audited.sql(tallies) == [('going',), ('kept',)]
