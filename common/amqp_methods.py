@@ -87,9 +87,10 @@ def limit(channel: int, prefetch: int) -> bytes:
     return method(channel, 60, 10, _QOS(0, prefetch, 0))
 
 
-def consume(channel: int, queue: str) -> bytes:
+def consume(channel: int, queue: str, arguments: Arguments = None) -> bytes:
     """Basic.Consume with acknowledgements, the broker to name the consumer."""
-    return method(channel, 60, 20, _TICKET + short_string(queue) + short_string('') + b'\0' + table(None))
+    names = short_string(queue) + short_string('')
+    return method(channel, 60, 20, _TICKET + names + b'\0' + table(arguments))
 
 
 def ack(channel: int, tag: int, multiple: bool) -> bytes:

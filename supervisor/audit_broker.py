@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from mikkoo.common import amqp_methods as methods
 from mikkoo.common.amqp_frames import Reply
@@ -17,8 +18,10 @@ from mikkoo.common.pulse import Pulse
 from mikkoo.common.settings import AuditorSettings, BrokerSettings
 from mikkoo.supervisor.probe import CONNECT_TIMEOUT, Probe
 
-NOT_FOUND, PRECONDITION_FAILED = 404, 406  # AMQP 0-9-1 reply codes
+ACCESS_REFUSED, NOT_FOUND, PRECONDITION_FAILED = 403, 404, 406  # AMQP 0-9-1 reply codes
+NO_PRIORITY = {'x-priority': 'mikkood check'}  # which has to be a number
 CURRENT_TYPE = re.compile(r"inequivalent arg 'type' for exchange .* current is '([^']+)'")
+PERMISSIONS = 'rabbitmqctl set_permissions: configure, write and read on its queue, read on its exchanges'
 
 Kinds = dict[tuple[BrokerSettings, str], str | None]  # the types of exchanges
 
@@ -36,6 +39,7 @@ def run(auditor: AuditorSettings, pulse: Pulse, kinds: Kinds) -> Iterator[Probe]
             yield _exchange(subject, exchange, link)
             kinds[auditor.rabbitmq, exchange] = _kind(exchange, link)
         yield _queue(subject, auditor.queue, link)
+        yield _rights(subject, auditor, link)
     except BrokerError as error:
         yield Probe(subject, 'link', 'failed', str(error), 'see the log of the broker')
     finally:
@@ -72,6 +76,36 @@ def _kind(exchange: str, link: SharedLink) -> str | None:
     return None
 
 
+def _rights(subject: str, auditor: AuditorSettings, link: SharedLink) -> Probe:
+    """Whether it may bind its queue, and consume: what leads to nothing, but takes the same rights.
+
+    To undo a binding that nobody made, and to consume in a way that no broker allows. Rights come first: only
+    where they are there the broker says that the rest is wrong.
+    """
+    queue, nobody = auditor.queue, f'mikkoo-check-{uuid.uuid4()}'
+    refused = []
+    for exchange in auditor.exchanges:
+        unbind = partial(methods.queue_unbind, queue=queue, exchange=exchange, key=nobody, arguments=None)
+        if text := _may_not(link, methods.QUEUE_UNBOUND, unbind):
+            refused.append(f'bind to {exchange!r}: {text}')
+    consume = partial(methods.consume, queue=queue, arguments=NO_PRIORITY)
+    if text := _may_not(link, methods.CONSUMING, consume):
+        refused.append(f'consume: {text}')
+    if refused:
+        return Probe(subject, 'rights', 'failed', 'may not ' + '; '.join(refused), PERMISSIONS)
+    return Probe(subject, 'rights', 'ok', 'may bind and consume its queue')
+
+
+def _may_not(link: SharedLink, expected: Reply, make: Callable[[int], bytes]) -> str:
+    """The broker's words where it refuses for want of rights, else ''."""
+    try:
+        _ask(link, expected, make)
+    except ClosedByBroker as error:
+        if error.closed.code == ACCESS_REFUSED:
+            return error.closed.text
+    return ''
+
+
 def _queue(subject: str, queue: str, link: SharedLink) -> Probe:
     """Whether the queue is there, or the auditor may declare it.
 
@@ -92,10 +126,7 @@ def _queue(subject: str, queue: str, link: SharedLink) -> Probe:
 
 
 def _refused(subject: str, error: ClosedByBroker) -> Probe:
-    return Probe(
-        subject, 'queue', 'failed', str(error),
-        'rabbitmqctl set_permissions: configure, write and read on its queue, read on its exchanges',
-    )  # fmt: skip
+    return Probe(subject, 'queue', 'failed', str(error), PERMISSIONS)
 
 
 def _ask(link: SharedLink, expected: Reply, make: Callable[[int], bytes]) -> None:

@@ -27,7 +27,7 @@ NEEDED = """
     union all select need || ' of ' || name
         from (values ('audit_tally', 'SELECT'), ('audit_tally', 'INSERT'), ('audit_tally', 'UPDATE'),
             ('audit_tally', 'DELETE'), ('audit_difference', 'SELECT'), ('audit_difference', 'INSERT'),
-            ('audit_difference', 'DELETE')) as wanted (name, need)
+            ('audit_difference', 'DELETE'), ('dead_letter', 'SELECT')) as wanted (name, need)
         where not has_table_privilege('mikkoo.' || name, need)
 """
 CALLED = ('mikkoo.resend_audited(uuid)', 'mikkoo.locate_event(text,bigint)')

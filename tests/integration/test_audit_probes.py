@@ -102,7 +102,7 @@ def test_all_is_right(auditor: AuditorSettings, database: Database) -> None:
     found = probed(auditor)
     assert [(probe.subject, probe.name, probe.outcome) for probe in found] == [
         ('broker of shop', 'login', 'ok'), ('broker of shop', 'vhost', 'ok'),
-        ('auditor shop', 'exchange', 'ok'), ('auditor shop', 'queue', 'ok'),
+        ('auditor shop', 'exchange', 'ok'), ('auditor shop', 'queue', 'ok'), ('auditor shop', 'rights', 'ok'),
         ('audit of shop', 'login', 'ok'), ('audit of shop', 'mikkoo.sql', 'ok'),
         ('audit of shop', 'privileges', 'ok'), ('audit of shop', 'routes', 'ok'),
     ]  # fmt: skip
@@ -123,11 +123,14 @@ def test_a_check_leaves_nothing_behind(
     [queue] = named(probed(bound(auditor, *exchanges)), 'queue')
     assert queue.text == f'{QUEUE} is not there; the auditor declares it'
     assert there() == before
-    channel.queue_declare(QUEUE, durable=True)
+    channel.queue_declare(QUEUE, durable=True, arguments={'x-queue-type': 'quorum'})
     channel.basic_publish('', QUEUE, b'kept')
+    channel.queue_bind(QUEUE, 'a-topic', 'a.#')
+    before = there()
     [queue] = named(probed(auditor), 'queue')
     assert (queue.outcome, queue.text) == ('ok', QUEUE)
-    assert channel.queue_declare(QUEUE, passive=True).method.queue == QUEUE
+    assert there() == before
+    assert channel.basic_get(QUEUE, auto_ack=True)[0].redelivered is False
 
 
 def test_an_exchange_that_is_not_there(auditor: AuditorSettings) -> None:
@@ -190,6 +193,29 @@ def test_rights_that_are_missing_and_their_cure(auditor: AuditorSettings, databa
     assert 'SELECT,' not in probe.text
     database.execute(probe.remedy)
     assert failed(probed(auditor)) == []
+
+
+@pytest.mark.parametrize('there', [True, False])
+@pytest.mark.parametrize(
+    ('write', 'read', 'said'),
+    [
+        ('^$', '.*', "may not bind to 'a-topic': "),
+        (f'^{QUEUE}$', f'^{QUEUE}$', "may not bind to 'a-topic': "),
+        (f'^{QUEUE}$', '^a-topic$', 'may not consume: '),
+    ],
+)
+def test_what_it_may_not_do_in_rabbitmq(
+    restricted: AuditorSettings, rabbitmq: RabbitServer, channel: BlockingChannel,
+    there: bool, write: str, read: str, said: str,
+) -> None:  # fmt: skip
+    """As its start would find out, whether the queue is there already or not."""
+    if there:
+        channel.queue_declare(QUEUE, durable=True)
+    broker = restricted.rabbitmq
+    rabbitmq.ctl('set_permissions', '-p', broker.vhost, broker.username, f'^{QUEUE}$', write, read)
+    [probe] = [probe for probe in failed(probed(restricted)) if probe.name == 'rights']
+    assert probe.text.startswith(said) and 'set_permissions' in probe.remedy
+    assert probe.text.count('may not') == 1 and ';' not in probe.text
 
 
 # Routes
