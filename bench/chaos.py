@@ -132,8 +132,9 @@ def main() -> int:
                 print(outcome, flush=True)
                 outcomes.append(outcome)
             bound = sum(outcome.step.bound for outcome in outcomes)
-            report['tally'] = made.finish(bound)
+            report['tally'], report['audit'] = made.finish(bound)
             print(f'{report["tally"]}, of {bound} allowed, in {len(outcomes)} steps', flush=True)
+            print(report['audit'], flush=True)
         except AssertionError as error:
             report['violation'] = str(error)
             print(f'VIOLATION: {error}', flush=True)

@@ -119,13 +119,16 @@ class Stage:
             self.command('restart', QUEUE)
             return self.traffic.flows_again(fault, over, FLOWS)
 
-    def finish(self, repeats: int) -> str:
-        """All at work until all is settled; the tally and the audit. AssertionError: it does not add up."""
+    def finish(self, repeats: int) -> tuple[str, str]:
+        """All at work until all is settled; the tally, and what the audit says.
+
+        AssertionError where it does not add up.
+        """
         self.product.workers[EXTRA] = self.product.workers[QUEUE]
         self.product.save()
         self.product.reconnect()
         tally = self.traffic.finish(repeats)
-        return f'{tally}; {self._audit(len(tally.delivered))}'
+        return str(tally), self._audit(len(tally.delivered))
 
     def _audit(self, delivered: int) -> str:
         """The first line of a clean report that has received each event once."""

@@ -151,7 +151,7 @@ class Audited(Scene):
 
     def audit(self, *arguments: str) -> Done:
         """`mikkood audit`, with a grace of one second."""
-        command = [SCRIPT, '-c', self._configuration, 'audit', *arguments]
+        command = [str(SCRIPT), '-c', str(self._configuration), 'audit', *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
 
     def report(self, *arguments: str) -> tuple[int, dict[str, Any]]:

@@ -13,9 +13,9 @@ import pytest
 
 from mikkoo.common.errors import Exit
 from mikkoo.common.settings import BindingSettings
-from tests.integration.auditor.conftest import AUDIT_QUEUE, QUEUE, Audited
+from tests.integration.auditor.conftest import AUDIT_QUEUE, Audited
 from tests.integration.product import ARRIVAL, Product, bodies
-from tests.integration.relaying import Worker
+from tests.integration.relaying import QUEUE, Worker
 from tests.servers.waiting import until
 
 GOOD = 300
