@@ -1,11 +1,12 @@
 """Faults of every kind at random, under constant traffic: `python -m bench.chaos --seconds 1200 --seed 7`.
 
-Servers, proxies and a mikkood of its own. A step is one fault, or two of different places, the second
-within the first; then it is measured how long it takes until an event that was inserted after the step
-arrives. A step is a line: when, events that were being relayed in one batch, which faults, how long they
-lasted, seconds until events flowed again, events that came twice. At the end it has to add up: what was
-inserted is delivered or (the poison that is mixed in, and nothing else) a dead letter, and the repeats are
-within what the faults may repeat. Exit 1 where it does not. The same seed and kinds give the same steps.
+Servers, proxies and a mikkood of its own, with a worker and an auditor. A step is one fault, or two of
+different places, the second within the first; then it is measured how long it takes until an event that was
+inserted after the step arrives. A step is a line: when, events that were being relayed in one batch, which
+faults, how long they lasted, seconds until events flowed again, events that came twice. At the end it has to
+add up: what was inserted is delivered or (the poison that is mixed in, and nothing else) a dead letter, the
+repeats are within what the faults may repeat, and the audit's report is clean, with each event received once.
+Exit 1 where it does not. The same seed and kinds give the same steps.
 """
 
 from __future__ import annotations
@@ -131,8 +132,9 @@ def main() -> int:
                 print(outcome, flush=True)
                 outcomes.append(outcome)
             bound = sum(outcome.step.bound for outcome in outcomes)
-            report['tally'] = made.finish(bound)
+            report['tally'], report['audit'] = made.finish(bound)
             print(f'{report["tally"]}, of {bound} allowed, in {len(outcomes)} steps', flush=True)
+            print(report['audit'], flush=True)
         except AssertionError as error:
             report['violation'] = str(error)
             print(f'VIOLATION: {error}', flush=True)

@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from bench.chaos_stage import EXTRA, LOGIN, NAME, WATERMARK, Stage
-from tests.integration.faults.traffic import ARRIVALS, EXCHANGE, QUEUE
+from bench.chaos_stage import AUDITOR_LOGIN, EXTRA, LOGIN, NAME, WATERMARK, Stage
+from tests.integration.faults.traffic import EXCHANGE, QUEUE
 from tests.servers.proxy import Proxy, Side
 
 NOTHING = 0
@@ -42,6 +42,18 @@ def worker_killed(stage: Stage, chance: random.Random) -> Iterator[None]:
 
 
 @contextmanager
+def auditor_killed(stage: Stage, chance: random.Random) -> Iterator[None]:
+    stage.kill(stage.auditor_pid())
+    yield
+
+
+@contextmanager
+def auditor_stopped(stage: Stage, chance: random.Random) -> Iterator[None]:
+    with _stopped(stage.auditor_pid()):
+        yield
+
+
+@contextmanager
 def supervisor_killed(stage: Stage, chance: random.Random) -> Iterator[None]:
     stage.kill(stage.product.pid)
     yield
@@ -50,7 +62,7 @@ def supervisor_killed(stage: Stage, chance: random.Random) -> Iterator[None]:
 
 @contextmanager
 def both_killed(stage: Stage, chance: random.Random) -> Iterator[None]:
-    stage.kill(stage.product.pid, stage.worker_pid())
+    stage.kill(stage.product.pid, stage.worker_pid(), stage.auditor_pid())
     yield
     stage.product.started()
 
@@ -206,10 +218,7 @@ def exchange_deleted(stage: Stage, chance: random.Random) -> Iterator[None]:
     with closing(stage.rabbitmq.connect(NAME)) as broker:
         broker.channel().exchange_delete(EXCHANGE)
     yield
-    with closing(stage.rabbitmq.connect(NAME)) as broker:
-        channel = broker.channel()
-        channel.exchange_declare(EXCHANGE, 'topic', durable=True)
-        channel.queue_bind(ARRIVALS, EXCHANGE, 'good.#')
+    stage.make_exchange()
 
 
 @contextmanager
@@ -245,7 +254,8 @@ def postgres_stopped(stage: Stage, chance: random.Random) -> Iterator[None]:
 @contextmanager
 def sessions_terminated(stage: Stage, chance: random.Random) -> Iterator[None]:
     stage.postgres.execute(
-        'select pg_terminate_backend(pid) from pg_stat_activity where usename = %s', (LOGIN['username'],)
+        'select pg_terminate_backend(pid) from pg_stat_activity where usename = any(%s)',
+        ([LOGIN['username'], AUDITOR_LOGIN],),
     )
     yield
 
@@ -257,6 +267,8 @@ KINDS: Mapping[str, Kind] = MappingProxyType({
     'worker_stopped': Kind('the daemon', worker_stopped, A_KILL, (1, 40)),
     'supervisor_stopped': Kind('the daemon', supervisor_stopped, NOTHING, (1, 15)),
     'daemon_restarted': Kind('the daemon', daemon_restarted, NOTHING, (0, 3)),
+    'auditor_killed': Kind('the daemon', auditor_killed, NOTHING),
+    'auditor_stopped': Kind('the daemon', auditor_stopped, NOTHING, (1, 40)),
     'reloaded': Kind('the daemon', reloaded, NOTHING),
     'window_edited': Kind('the daemon', window_edited, NOTHING, (2, 2)),
     'worker_added': Kind('the daemon', worker_added, NOTHING, (3, 6)),

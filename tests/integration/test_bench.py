@@ -162,9 +162,10 @@ def test_translate() -> None:
 
 def test_chaos(tmp_path: Path) -> None:
     path, log = tmp_path / 'chaos.json', tmp_path / 'mikkoo.log'
-    kinds = ('worker_killed', 'rabbitmq_reset', 'postgres_reset', 'worker_added')
+    kinds = ('worker_killed', 'auditor_killed', 'rabbitmq_reset', 'postgres_reset', 'worker_added')
     options = ('--seconds', '15', '--seed', '7', '--json', str(path), '--log', str(log), '--kinds', *kinds)
-    assert 'repeats, of' in bench('bench.chaos', *options, timeout=600)
+    said = bench('bench.chaos', *options, timeout=600)
+    assert 'repeats, of' in said and '\naudit clean: ' in said
     report = json.loads(path.read_text())
     planned = islice(schedule(7, kinds), len(report['steps']))
     assert [tuple(step['step']['kinds']) for step in report['steps']] == [step.kinds for step in planned]

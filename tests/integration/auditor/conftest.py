@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import pika
@@ -14,6 +17,8 @@ import pytest
 from mikkoo.common.audit_settle import Tally
 from mikkoo.common.settings import AuditorSettings, BindingSettings, Telemetry
 from tests.conftest import Database
+from tests.integration.mikkood import Done
+from tests.integration.readable import SCRIPT
 from tests.integration.relaying import QUEUE, Scene, Worker
 from tests.servers.rabbitmq import RabbitServer
 from tests.servers.waiting import until
@@ -21,14 +26,22 @@ from tests.servers.waiting import until
 PATIENCE = 60.0  # seconds for anything that loaded servers may take their time for
 TELEMETRY = Telemetry(levels={'mikkoo': 20}, poll_interval=0.3)
 AUDIT_QUEUE = 'mikkoo.audit.proof'
+CONFIGURATION = """\
+Application:
+  workers: {{}}
+  auditors:
+    proof: {{postgres_url: "{url}", bindings: [{{exchange: mikkoo}}], grace: 1}}
+"""
 Counts = dict[tuple[str, str], dict[str, int]]
 
 
 class Audited(Scene):
-    """A Scene whose exchange `mikkoo` is audited by `proof`."""
+    """A Scene whose exchange `mikkoo` is audited by `proof`. `folder`: for a configuration of `mikkood`."""
 
-    def __init__(self, database: Database, rabbitmq: RabbitServer, vhost: str) -> None:
+    def __init__(self, database: Database, rabbitmq: RabbitServer, vhost: str, folder: Path) -> None:
         super().__init__(database, rabbitmq, vhost)
+        self._configuration = folder / 'mikkoo.yml'
+        self._configuration.write_text(CONFIGURATION.format(url=database.auditor_url))
         self._processes = ExitStack()
         self._producer = database.connect(f'producer_{database.name}')
         self.register()
@@ -136,6 +149,16 @@ class Audited(Scene):
             ' from mikkoo.audit_difference order by seen_at'
         )
 
+    def audit(self, *arguments: str) -> Done:
+        """`mikkood audit`, with a grace of one second."""
+        command = [str(SCRIPT), '-c', str(self._configuration), 'audit', *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+
+    def report(self, *arguments: str) -> tuple[int, dict[str, Any]]:
+        """The exit code of `mikkood audit report`, and what it says."""
+        done = self.audit('report', '--json', *arguments)
+        return done.returncode, json.loads(done.stdout)
+
     def await_acknowledged(self, queue: str = AUDIT_QUEUE) -> None:
         """Until nothing is left in the auditor's queue, nor in its hand."""
 
@@ -149,7 +172,7 @@ class Audited(Scene):
 
 
 @pytest.fixture
-def audited(database: Database, rabbitmq: RabbitServer, vhost: str) -> Iterator[Audited]:
-    made = Audited(database, rabbitmq, vhost)
+def audited(database: Database, rabbitmq: RabbitServer, vhost: str, tmp_path: Path) -> Iterator[Audited]:
+    made = Audited(database, rabbitmq, vhost, tmp_path)
     yield made
     made.close()

@@ -38,6 +38,16 @@ PRODUCE = """
     select count(pgq.insert_event(%s, 'good.' || n %% 7, format('{"n": %%s}', n), %s, 'application/json',
         case when n %% %s = 0 then '{"priority": ' end, null)) from made
 """
+# The same, with a record each but for the poison, which has no place for a message_id.
+PRODUCE_AUDITED = """
+    with made as (insert into produced (n) select default_n from (
+        select nextval('produced_n_seq') as default_n from generate_series(1, %s)) as numbers returning n),
+    given as (select n, 'good.' || n %% 7 as key, format('{"n": %%s}', n) as body, %s as queue,
+        %s as exchange, 'application/json' as kind, n %% %s = 0 as poison from made)
+    select count(case when poison
+        then pgq.insert_event(queue, key, body, exchange, kind, '{"priority": ', null)
+        else mikkoo.insert_audited_event(queue, exchange, key, body, kind) end) from given
+"""
 
 
 @dataclass(frozen=True)
@@ -82,8 +92,11 @@ class Producer:
     left in doubt, the table tells.
     """
 
-    def __init__(self, connect: Callable[[], connection], rate: float, poison_every: int) -> None:
+    def __init__(
+        self, connect: Callable[[], connection], rate: float, poison_every: int, produce: str = PRODUCE
+    ) -> None:
         self._connect = connect
+        self._produce = produce
         self._arguments = (max(1, round(rate * INTERVAL)), QUEUE, EXCHANGE, poison_every)
         self._going = threading.Event()
         self._over = threading.Event()
@@ -117,7 +130,7 @@ class Producer:
                     self._going.wait()
                     continue
                 with opened.cursor() as cursor:
-                    cursor.execute(PRODUCE, self._arguments)
+                    cursor.execute(self._produce, self._arguments)
                 self._over.wait(INTERVAL)
             except psycopg2.Error:  # PostgreSQL is out or read only, as the test wants it
                 opened = None
@@ -216,6 +229,7 @@ class Traffic:
     """Producer and recorder around a mikkood (`product`) with one worker named `events`.
 
     Made before the daemon starts. `record(name, value)`: keeps a figure in the test's report.
+    `audited`: events have records.
     """
 
     def __init__(
@@ -225,17 +239,19 @@ class Traffic:
         *,
         rate: float = 200.0,
         poison_every: int = POISON_EVERY,
+        audited: bool = False,
         **worker: Any,
     ) -> None:
         self.product = product
         self._record = record
         self._poison_every = poison_every
+        self._produce = PRODUCE_AUDITED if audited else PRODUCE
         product.create_queue(QUEUE)
         product.arrivals(ARRIVALS, EXCHANGE, 'good.#')
         product.worker(QUEUE, **worker)
         product.sql(PRODUCED)
         self.recorder = Recorder(lambda: product.rabbitmq.connect(product.vhost))
-        self.producer = Producer(lambda: product.database.connect(), rate, poison_every)
+        self.producer = Producer(lambda: product.database.connect(), rate, poison_every, self._produce)
 
     def flows(self, within: float = 60.0) -> None:
         """Until an event arrives that was inserted after this call."""
@@ -252,7 +268,7 @@ class Traffic:
 
     def burst(self, count: int, queue: str = QUEUE) -> None:
         """Insert so many events in one transaction, beside the producer: one batch holds them all."""
-        self.product.sql(PRODUCE, count, queue, EXCHANGE, self._poison_every)
+        self.product.sql(self._produce, count, queue, EXCHANGE, self._poison_every)
 
     def finish(self, repeats: int) -> Tally:
         """Stop inserting, wait until all is settled and consumed, and check the tally; see Tally.check."""
