@@ -92,14 +92,17 @@ def test_with_few_in_hand_no_ack_waits(link: Link, prefetch: int) -> None:
     assert link.acks == [(1, False)] and not link.soon
 
 
-def test_an_ack_that_would_wait_hears_of_a_lost_link(link: Link) -> None:
-    subscription = subscribed(link, 3)
+@pytest.mark.parametrize('before', [0, 1])  # 1: the link was asked to flush already
+def test_an_ack_that_would_wait_hears_of_a_lost_link(link: Link, before: int) -> None:
+    subscription = subscribed(link, 4)
+    for _ in range(before):
+        handle_one(subscription)
     delivery = subscription.next(0)
     assert delivery is not None
     link.alive = False
     with pytest.raises(BrokerLost):
-        subscription.hand.ack(1)
-    assert subscription.hand.holds(1)
+        subscription.hand.ack(delivery.method.delivery_tag)
+    assert subscription.hand.holds(delivery.method.delivery_tag)
 
 
 def test_what_is_owed_leaves_before_the_link_is_closed(link: Link) -> None:
