@@ -1,7 +1,8 @@
 """Times Translator and encoder, the pure half of the relay's hot path, and prints a table.
 
 "templates": both, as the relay does it. "new": of events that each have headers of their own, which shows
-what looking for a template costs where there is none.
+what looking for a template costs where there is none. "fours": four each have the same, the worst case, where
+templates are made and never used.
 
 python bench/translate.py [EVENTS]
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 from mikkoo.worker.event import Event, Message
 from mikkoo.worker.frames import encoder
-from mikkoo.worker.templates import TemplateTranslator
+from mikkoo.worker.templates import MADE_AT, TemplateTranslator
 from mikkoo.worker.translate import Translator
 
 ROUNDS = 5  # the best one counts: the others were disturbed
@@ -52,9 +53,9 @@ def events(count: int, properties: str | None, headers: str | None) -> list[Even
     ]
 
 
-def different(rows: list[Event]) -> list[Event]:
-    """Events of which each has headers of its own, so that no template is of use."""
-    return [row._replace(extra4=f'{{"customer": "c-{row.id}", "schema": 3}}') for row in rows]
+def different(rows: list[Event], alike: int = 1) -> list[Event]:
+    """Events of which each, or so many in a row, have headers of their own: no template is of use."""
+    return [row._replace(extra4=f'{{"customer": "c-{row.id // alike}", "schema": 3}}') for row in rows]
 
 
 def microseconds(make: Callable[[], Callable[[Any], Any]], items: list[Any]) -> float:
@@ -89,11 +90,11 @@ def by_templates() -> Callable[[Event], bytes]:
 
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
-    columns = ('translate', 'encode', 'both', 'templates', 'both, new', 'templates, new')
+    columns = ('translate', 'encode', 'both', 'templates', 'both, new', 'templates, new', 'fours')
     print(f'{"µs CPU an event, 200-byte body":32}' + ''.join(f'{column:>15}' for column in columns))
     for shape, texts in SHAPES.items():
         rows = events(count, *texts)
-        new = different(rows)
+        new, fours = different(rows), different(rows, MADE_AT)
         figures = (
             microseconds(plain, rows),
             microseconds(encoding, list(map(plain(), rows))),
@@ -101,6 +102,7 @@ def main() -> None:
             microseconds(by_templates, rows),
             microseconds(plainly, new),
             microseconds(by_templates, new),
+            microseconds(by_templates, [row._replace(type='invoice') for row in fours]),
         )
         print(f'{shape:32}' + ''.join(f'{figure:15.2f}' for figure in figures))
 

@@ -80,7 +80,8 @@ class Pulse:
         self._waits = waits
         now = time.monotonic()
         # The numbers, which are many, are looked at only where a report might be due.
-        soonest = min(self._beaten_at + BEAT_INTERVAL, self._reported_at + REPORT_INTERVAL)
+        report = self._reported_at + min(REPORT_INTERVAL, self.poll_interval)
+        soonest = min(self._beaten_at + BEAT_INTERVAL, report)
         if now >= soonest and now >= self._due():
             self._say(now)
         self._hear()

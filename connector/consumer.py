@@ -240,7 +240,7 @@ class ConsumerThread(threading.Thread):
                 self._consume(link, subscription)
             finally:
                 if link.alive:
-                    subscription.hand.flush()
+                    subscription.leave()
                     link.close(CLOSE_TIMEOUT)  # in good order
         finally:
             with self._lock:

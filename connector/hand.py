@@ -85,6 +85,12 @@ class Hand:
         with self._lock:
             self._flush()
 
+    def leave(self) -> None:
+        """Send what is owed, and owe nothing from now on: the channel is about to be closed."""
+        with self._lock:
+            self._together = 1
+            self._flush()
+
     def nack(self, tag: int, multiple: bool, requeue: bool) -> bool:
         """The same for Basic.Nack."""
         return self._settle(

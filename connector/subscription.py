@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from queue import Empty
 from typing import NamedTuple
@@ -16,6 +17,8 @@ from mikkoo.connector.channel import Channel
 from mikkoo.connector.errors import ChannelClosed
 from mikkoo.connector.hand import Hand
 from mikkoo.connector.properties import BasicProperties
+
+LOGGER = logging.getLogger('mikkoo.connector')
 
 ACKED_TOGETHER = 4  # parts of the prefetch: one is on its way while the others are handled
 NOT_FOUND = 404  # deleted meanwhile, or its node is down: may come back
@@ -85,6 +88,13 @@ class Subscription:
         if type(item) is Cancelled:
             self.begin()
         return None
+
+    def leave(self) -> None:
+        """Before the link is closed: nothing that was acked comes again for want of a moment."""
+        try:
+            self.hand.leave()
+        except BrokerLost as error:  # and what ended the consumer is what counts
+            LOGGER.debug('lost while leaving: %s', error)
 
     def _send(self, frame: bytes) -> None:
         self._link.send(self._mailbox, frame)

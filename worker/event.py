@@ -53,13 +53,14 @@ class Encoded(Mapping[str, Any]):
         self.encoded = encoded
 
     def __getitem__(self, name: str) -> Any:
-        return self._read()[name]
+        return self.read()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._read())
+        return iter(self.read())
 
     def __len__(self) -> int:
         return self.flags.bit_count()
 
-    def _read(self) -> dict[str, Any]:
+    def read(self) -> dict[str, Any]:
+        """All of them, in one go."""
         return Fields(self.flags.to_bytes(2) + self.encoded).properties()

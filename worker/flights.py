@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mikkoo.common.errors import BrokerLost
-from mikkoo.worker.event import Event, Message
+from mikkoo.worker.event import Encoded, Event, Message
 
 
 class Flight:
@@ -100,16 +100,19 @@ class Flights:
             and flight.message.body == body
         ]
         wanted = _comparable(properties)
-        same = [flight for flight in alike if _comparable(flight.message.properties) == wanted]
-        if not same:  # an interceptor of the broker's has added to it
+        found = next((one for one in alike if _comparable(one.message.properties) == wanted), None)
+        if found is None:  # an interceptor of the broker's has added to it
             message_id = properties.get('message_id')
-            same = [flight for flight in alike if flight.message.properties.get('message_id') == message_id]
-        if same:
-            same[0].returned = (code, text)
-        return bool(same)
+            found = next(
+                (one for one in alike if one.message.properties.get('message_id') == message_id), None
+            )
+        if found is not None:
+            found.returned = (code, text)
+        return found is not None
 
 
 def _comparable(properties: Mapping[str, Any]) -> dict[str, Any]:
     """Properties without what the broker changes on the way: BCC, and headers that are empty without it."""
-    headers = {name: value for name, value in (properties.get('headers') or {}).items() if name != 'BCC'}
-    return {**properties, 'headers': headers}
+    given = properties.read() if isinstance(properties, Encoded) else properties
+    headers = {name: value for name, value in (given.get('headers') or {}).items() if name != 'BCC'}
+    return {**given, 'headers': headers}

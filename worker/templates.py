@@ -10,7 +10,6 @@ it has given, for another event than the one that it was made from, the very byt
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable
 from datetime import timedelta
 from operator import itemgetter
@@ -22,8 +21,10 @@ from mikkoo.worker.event import Encoded, Event, Message
 from mikkoo.worker.frames import encode_properties
 from mikkoo.worker.translate import EPOCH, Marks, Translator
 
+MADE_AT = 4  # which event of a kind makes the template: that costs what it saves at some ten others
 MOST_TEMPLATES = 1000
-LONGEST_TEXTS = 4096  # characters of the texts of an event that get a template, as they are kept
+MOST_CHARACTERS = 1_000_000  # of the texts of all that have a template, as they are kept
+LONGEST_TEXTS = 4096  # characters of the texts of an event that get a template
 RENEWED_AFTER = 20_000  # events without a template, after which as many templates as may be make room
 LARGEST_SHORT_TXID = 0x7FFFFFFF  # AMQP has two sizes of integers
 
@@ -46,12 +47,15 @@ class Template:
     def __init__(self, message: Message, values: Values) -> None:
         self.exchange, self.routing_key = message.exchange, message.routing_key
         self._flags, encoded = encode_properties(message.properties)
-        pieces = re.split(b'(' + b'|'.join(map(re.escape, values)) + b')', encoded)
-        gaps = [values.index(piece) for piece in pieces if piece in values]
+        gaps = _gaps(encoded, values)
         if len(gaps) < 2:
             raise ValueError('nearly all of it is given by the event')
-        self._form = b''.join(b'%b' if piece in values else piece.replace(b'%', b'%%') for piece in pieces)
-        self._order: Callable[[Values], Any] = itemgetter(*gaps)
+        pieces, begin = [], 0
+        for start, number in gaps:
+            pieces.append(encoded[begin:start].replace(b'%', b'%%'))
+            begin = start + len(values[number])
+        self._form = b'%b'.join((*pieces, encoded[begin:].replace(b'%', b'%%')))
+        self._order: Callable[[Values], Any] = itemgetter(*(number for _, number in gaps))
 
     def fill(self, values: Values) -> Encoded:
         """The properties of another message."""
@@ -64,7 +68,8 @@ class TemplateTranslator:
     def __init__(self, plain: Translator) -> None:
         self._plain = plain
         self._templates: dict[Texts, Template] = {}
-        self._seen: set[int] = set()  # hashes of texts that came once
+        self._seen: dict[int, int] = {}  # how often texts came, by their hash
+        self._characters = 0  # of the texts of all templates
         self._missed = 0
 
     def __call__(self, event: Event) -> Message:
@@ -82,35 +87,53 @@ class TemplateTranslator:
         message = self._plain.compose(event, marks)
         self._make_room()
         number = hash(texts)
-        if number not in self._seen:
-            self._seen.add(number)
-        elif self._plain.warned == warned:  # every event is to be warned of
-            template = self._template(event, marks, message)
-            if template is not None and len(self._templates) < MOST_TEMPLATES:
-                self._templates[texts] = template
+        times = self._seen[number] = self._seen.get(number, 0) + 1
+        # Tried once: there may be nothing to gain. And of every event that is warned of, all are.
+        if times == MADE_AT and not self._full and self._plain.warned == warned:
+            self._try(event, marks, texts, message)
         return message
+
+    @property
+    def _full(self) -> bool:
+        return len(self._templates) >= MOST_TEMPLATES or self._characters >= MOST_CHARACTERS
 
     def _make_room(self) -> None:
         self._missed += 1
         if self._missed > RENEWED_AFTER:
             self._missed = 0
             self._seen.clear()
-            if len(self._templates) == MOST_TEMPLATES:
+            if self._full:
                 self._templates.clear()
+                self._characters = 0
 
-    def _template(self, event: Event, marks: Marks, message: Message) -> Template | None:
-        """Made of what cannot occur in the texts of the event, and tried on the event itself."""
-        if sum(len(text or '') for text in event[4:10] if text is not event.data) > LONGEST_TEXTS:
-            return None
+    def _try(self, event: Event, marks: Marks, texts: Texts, message: Message) -> None:
+        """Keep a template that is made of a stranger and gives what the event itself has become."""
+        shared = (event.type, event.extra1, event.extra2, event.extra3, event.extra4)
+        size = sum(len(text or '') for text in shared)
+        if size > LONGEST_TEXTS:
+            return
         stranger = _stranger(event)
         theirs = self._plain.mark(stranger)
         try:
             template = Template(self._plain.compose(stranger, theirs), _values(theirs, stranger.txid))
             expected = encode_properties(message.properties)
         except (EventError, ValueError):
-            return None
+            return
         found = template.fill(_values(marks, event.txid))
-        return template if (found.flags, found.encoded) == expected else None
+        if (found.flags, found.encoded) == expected:
+            self._templates[texts] = template
+            self._characters += size
+
+
+def _gaps(encoded: bytes, values: Values) -> list[tuple[int, int]]:
+    """Where the values are, in order: the offset, and which of them."""
+    found = []
+    for number, value in enumerate(values):
+        start = encoded.find(value)
+        while start >= 0:
+            found.append((start, number))
+            start = encoded.find(value, start + len(value))
+    return sorted(found)
 
 
 def _values(marks: Marks, txid: int) -> Values:

@@ -82,8 +82,23 @@ def test_a_return_tells_messages_apart_by_their_properties() -> None:
 
 def test_a_return_comes_without_the_bcc_header() -> None:
     flights = Flights()
-    flights.add(flight(1, headers={'BCC': ['x']}))
+    flights.add(flight(1, headers={'BCC': ['x'], 'to': 'a'}))
+    flights.add(flight(2, headers={'BCC': ['x'], 'to': 'b'}))
+    flights.add(flight(3, headers={'BCC': ['x']}))
+    assert flights.mark_returned(312, 'NO_ROUTE', 'exchange', 'key', {'headers': {'to': 'b'}}, b'body')
     assert flights.mark_returned(312, 'NO_ROUTE', 'exchange', 'key', {}, b'body')
+    assert [one.returned is not None for one in flights.outstanding()] == [False, True, True]
+
+
+def test_a_return_to_which_the_broker_has_added_is_known_by_its_message_id() -> None:
+    """As interceptors of RabbitMQ's do: the time or the node in a header."""
+    flights = Flights()
+    for number in (1, 2):
+        flights.add(flight(number, message_id=f'm{number}', headers={'to': 'a'}))
+    back = {'message_id': 'm2', 'headers': {'to': 'a', 'timestamp_in_ms': 1}}
+    assert flights.mark_returned(312, 'NO_ROUTE', 'exchange', 'key', back, b'body')
+    assert [one.returned is not None for one in flights.outstanding()] == [False, True]
+    assert not flights.mark_returned(312, 'NO_ROUTE', 'exchange', 'key', back, b'body')
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.booleans())), st.integers(0, 30))

@@ -125,6 +125,28 @@ def test_it_beats_reports_what_changed_and_hears(ends: tuple[Pipe, Pipe], pulse:
     assert {'kind': 'report', 'processed': 5} in parent.receive()
 
 
+def test_while_nothing_changes_it_beats_no_more_than_it_has_to(ends: tuple[Pipe, Pipe], pulse: Pulse) -> None:
+    parent, _ = ends
+    pulse.beat('a slice')
+    pulse._beaten_at -= 2.0
+    pulse._reported_at -= 2.0
+    pulse.beat('a slice')
+    assert [message['kind'] for message in parent.receive()] == ['beat', 'report']
+
+
+def test_reports_more_often_than_each_second_while_nothing_changes(ends: tuple[Pipe, Pipe]) -> None:
+    """What is due has to be done in `beat`, or the wait for it spins."""
+    parent, child = ends
+    pulse = Pulse(child, poll_interval=0.1)
+    started = time.process_time()
+    pulse.wait('a tick', 0.8)
+    used = time.process_time() - started
+    pulse.close()
+    assert used < 0.3
+    reports = [message for message in parent.receive() if message['kind'] == 'report']
+    assert 2 <= len(reports) <= 10
+
+
 def test_a_state_is_told_once(ends: tuple[Pipe, Pipe], pulse: Pulse) -> None:
     parent, _ = ends
     for state in ('running', 'running', 'paused'):

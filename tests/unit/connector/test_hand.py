@@ -108,6 +108,26 @@ def test_acks_in_order_leave_together(wire: Wire) -> None:
     assert wire.sent[3:] == [(ACK, 8, 0)], 'an older one is in hand: it speaks for itself alone'
 
 
+def test_who_leaves_owes_nothing(wire: Wire) -> None:
+    """Other threads settle while the consumer ends: what waited would go behind the channel's end."""
+    hand = Hand(7, wire, 5, lambda: True)
+    for tag in (1, 2, 3):
+        hand.take(tag)
+    hand.ack(1)
+    hand.leave()
+    assert wire.sent == [(ACK, 1, 0)]
+    hand.ack(2)
+    assert wire.sent == [(ACK, 1, 0), (ACK, 2, 0)]
+
+
+def test_what_was_released_is_released_once(hand: Hand, wire: Wire) -> None:
+    hand.hold(1)
+    assert hand.ack(1)
+    hand.release(1)
+    hand.release(1)
+    assert wire.sent == [(ACK, 1, 0)]
+
+
 @pytest.mark.parametrize('settle', ['ack', 'nack'])
 def test_what_is_owed_goes_before_what_speaks_for_many(wire: Wire, settle: str) -> None:
     hand = Hand(7, wire, 5, lambda: True)
