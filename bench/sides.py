@@ -46,7 +46,7 @@ def configuration(
 def auditing(name: str, postgres_url: str, rabbitmq: Mapping[str, object], **options: object) -> str:
     """The configuration of one auditor and no worker."""
     auditor = {'postgres_url': postgres_url, 'rabbitmq': {**LOGIN, **rabbitmq}, **options}
-    return _whole({'auditors': {name: auditor}})
+    return _whole({'workers': {}, 'auditors': {name: auditor}})
 
 
 def _whole(processes: Mapping[str, object]) -> str:
