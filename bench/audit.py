@@ -7,8 +7,8 @@ Events of `mikkoo.insert_audited_event` go to an exchange that an auditor taps; 
 - auditor alone: on that full queue, nothing is relayed;
 - together: both at once; the auditor's time ends when the last record is settled.
 
-The relay's rate is over the time from when it takes the batch until PgQ has it back, the auditor's over the
-time in which it settles what comes after its first batch; together from when the relay takes the batch.
+The relay's rate is over the time from when it takes the batch until PgQ has it back, the auditor's over that
+from when it takes the first messages, together from when the relay takes the batch, until all are settled.
 """
 
 from __future__ import annotations
@@ -109,13 +109,11 @@ class Bench:
         return self._result(what, self._events, time.monotonic() - started, self._relay, before)
 
     def _audited(self, auditor: Side) -> Run:
-        """From its first settled batch."""
-        begun = self._expected - self._events
-        wait(auditor, lambda: self._settled() > begun, PATIENCE, INTERVAL)
+        """From when it takes the first messages."""
+        wait(auditor, lambda: self._made.queued(AUDIT_QUEUE) < self._events, PATIENCE, INTERVAL)
         started, before = time.monotonic(), auditor.usages()
-        left = self._expected - self._settled()
         self._await_settled(auditor)
-        return self._result(AUDIT, left, time.monotonic() - started, auditor, before)
+        return self._result(AUDIT, self._events, time.monotonic() - started, auditor, before)
 
     def _together(self, auditor: Side) -> Iterator[Run]:
         auditors = auditor.usages()

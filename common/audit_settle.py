@@ -29,7 +29,8 @@ CACHED = 1024  # texts whose literals are kept: exchanges, routing keys and cont
 # One arrival settles one record of its message_id, the oldest outstanding. `judged`: whether the content type
 # is as recorded, where that took a look into the properties; NULL: not looked at yet, so in doubt it waits.
 # Records are found by "lateral ... limit" and changed by an array of ctid, so that no plan does it otherwise
-# than row by row: by statistics of when the table was empty it would read all of it for every message.
+# than row by row: by statistics of when the table was empty it would read all of it for every message. As
+# "received_at is null" would lead to the index of all that is outstanding, it is said by coalesce there.
 FOUND = """
     with arrived as (
         select * from unnest(
@@ -59,14 +60,14 @@ FOUND = """
 MARKED = """
     marked as (
         update mikkoo.audit as r set received_at = f.seen_at from found as f
-        where r.ctid = f.place and r.received_at is null and r.ctid = any(array(
+        where r.ctid = f.place and coalesce(r.received_at, 'infinity') = 'infinity' and r.ctid = any(array(
             select place from found where received_at is null and doubtful is not true {condition}))
         returning r.message_id
     )
 """
 DELETED = """
     deleted as (
-        delete from mikkoo.audit where received_at is null and ctid = any(array(
+        delete from mikkoo.audit where coalesce(received_at, 'infinity') = 'infinity' and ctid = any(array(
             select place from found where received_at is null and doubtful is not true and fields = '{}'))
         returning message_id
     ),
@@ -115,7 +116,8 @@ COUNT = """
 """
 OUTSTANDING = """
     select count(*), count(*) filter (where published_at < clock_timestamp() - %s * interval '1 second'),
-        (array_agg(message_id::text order by published_at))[1]
+        (select message_id::text from mikkoo.audit where received_at is null and exchange = any(%s)
+         order by published_at limit 1)
     from mikkoo.audit where received_at is null and exchange = any(%s)
 """
 EXPIRE = """
@@ -259,7 +261,7 @@ class Records:
     def outstanding(self, exchanges: Sequence[str], grace: float) -> tuple[int, int, str | None]:
         """Of these exchanges: records without their message, those older than `grace`; the oldest's id."""
         [row] = self.session.fetch(
-            OUTSTANDING, (grace, list(exchanges)), waits='counting what is outstanding'
+            OUTSTANDING, (grace, list(exchanges), list(exchanges)), waits='counting what is outstanding'
         )
         return row[0], row[1], row[2]
 
