@@ -225,15 +225,11 @@ class Records:
         rows = self.session.fetch(self._as_bytes(SETTLE[action]), columns, waits='settling')
         return [
             Finding(
-                n,
-                _text(queue),
-                _text(exchange),
-                *found,
-                _text_or_none(content_type),
-                _text_or_none(properties),
+                n, _text(queue), _text(exchange), fields, doubtful, settled, latency,
+                _text_or_none(content_type), _text_or_none(properties),
             )
-            for n, queue, exchange, *found, content_type, properties in rows
-        ]
+            for n, queue, exchange, fields, doubtful, settled, latency, content_type, properties in rows
+        ]  # fmt: skip
 
     def note(self, arrival: Arrival, queue: str, fields: Sequence[str]) -> bool:
         """Keep how a message differs; False: it is kept already."""
