@@ -6,7 +6,7 @@ import re
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 
@@ -47,8 +47,7 @@ def differing(arrival: Arrival, earlier: Arrival) -> list[str]:
     return found + (['body'] if arrival.body_sha256 != earlier.body_sha256 else [])
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(NamedTuple):
     """A message whose record is deleted, and the queue of that."""
 
     arrival: Arrival

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mikkoo.auditor.compare import Memory, Settled, differing, recorded_content_type
@@ -19,7 +19,10 @@ class Outcome:
     latencies: list[float] = field(default_factory=list)
 
     def tally(self, queue: str, exchange: str) -> Tally:
-        return self.tallies.setdefault((queue, exchange), Tally())
+        tally = self.tallies.get((queue, exchange))
+        if tally is None:
+            tally = self.tallies[queue, exchange] = Tally()
+        return tally
 
     def sum(self, name: str) -> int:
         """Of one count of the tallies, by its name."""
@@ -71,7 +74,7 @@ class Settling:
                 for arrival, finding in zip(asked, doubtful, strict=True)
             ]
             again = self._records.settle(asked, self._action, now, judged)
-            found += [replace(finding, n=doubtful[finding.n].n) for finding in again]
+            found += [finding._replace(n=doubtful[finding.n].n) for finding in again]
         return {finding.n: finding for finding in found if not finding.doubtful}
 
     def _judge(self, arrival: Arrival, finding: Finding | None, outcome: Outcome) -> None:

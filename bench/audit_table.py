@@ -1,6 +1,10 @@
 """How fast mikkoo.audit takes records and gives them up, by how many are outstanding already.
 
 python -m bench.audit_table [--sizes 0 1000000] [--layouts shipped] [--actions delete mark] [--json FILE]
+    [--churn 1000000]
+
+`--churn`: so many are inserted and settled at once, a batch after the other, autovacuum by PostgreSQL's
+defaults; then what table and indexes take, and what they take when they are written anew.
 """
 
 from __future__ import annotations
@@ -10,11 +14,12 @@ import hashlib
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from bench.relay import machine
+from bench.report import machine
 from mikkoo.auditor.compare import Memory
 from mikkoo.auditor.settling import Settling
 from mikkoo.common.audit_settle import Arrival, Records
@@ -24,6 +29,7 @@ from tests.servers.postgres import PostgresServer
 
 BATCH = 500  # messages, as with a prefetch of 1,000
 BODY = 'x' * 200
+DIGEST = hashlib.sha256(BODY.encode()).digest()
 LAYOUTS = {
     'shipped': '',
     'full index': """
@@ -35,11 +41,32 @@ FILL = """
     insert into mikkoo.audit (message_id, event_id, queue, exchange, routing_key, payload, published_at)
     select gen_random_uuid(), n, 'q', 'shop', 'k', %s, now() - interval '1 s' from generate_series(1, %s) as n
 """
+MAKE = """
+    select (mikkoo.new_audit_record(
+        gen_random_uuid(), n, 'q', 'shop', 'k', %s, null, null, null)).message_id::text
+    from generate_series(1, %s) as n
+"""
 INSERT = """
     select count(mikkoo.new_audit_record(gen_random_uuid(), n, 'q', 'shop', 'k', %s, null, null, null))
     from generate_series(1, %s) as n
 """
+SIZES = """
+    select pg_table_size('mikkoo.audit') / 1048576.0, pg_indexes_size('mikkoo.audit') / 1048576.0
+"""
 SIZE = "select pg_total_relation_size('mikkoo.audit') / 1048576.0"
+
+
+@dataclass(frozen=True)
+class Churn:
+    """Sizes in MiB, of the table and of its indexes: after it all, and fresh."""
+
+    layout: str
+    action: str
+    records: int
+    table: float
+    indexes: float
+    fresh_table: float
+    fresh_indexes: float
 
 
 @dataclass(frozen=True)
@@ -91,6 +118,27 @@ def run(server: PostgresServer, layout: str, action: Literal['delete', 'mark'], 
         server.drop_database(name)
 
 
+def churn(server: PostgresServer, layout: str, action: Literal['delete', 'mark'], count: int) -> Churn:
+    """Each batch is settled before the next is inserted: few are outstanding at any time."""
+    url = server.create_database('bench')
+    pulse = Pulse()
+    try:
+        if LAYOUTS[layout]:
+            server.execute(LAYOUTS[layout], dbname='bench')
+        with closing(Session.connect(url, pulse, application_name='bench')) as session:
+            settling = Settling(Records(session, 'bench'), action, Memory(100_000))
+            for _ in range(count // BATCH):
+                made = session.fetch(MAKE, (BODY, BATCH))
+                settling.run([arrival(message_id) for (message_id,) in made], (), time.monotonic())
+            [(table, indexes)] = session.fetch(SIZES)
+            server.execute('vacuum full mikkoo.audit', dbname='bench')
+            [(fresh_table, fresh_indexes)] = session.fetch(SIZES)
+        return Churn(layout, action, count, *map(float, (table, indexes, fresh_table, fresh_indexes)))
+    finally:
+        pulse.close()
+        server.drop_database('bench')
+
+
 def fill(server: PostgresServer, name: str, size: int) -> None:
     """Outstanding records, before the indexes: that is quicker."""
     if size:
@@ -115,12 +163,22 @@ def fill(server: PostgresServer, name: str, size: int) -> None:
 
 def arriving(session: Session, rows: int) -> list[list[Arrival]]:
     """The newest records as messages, in batches."""
-    digest = hashlib.sha256(BODY.encode()).digest()
     ids = session.fetch(
         'select message_id::text from mikkoo.audit order by published_at desc, event_id limit %s', (rows,)
     )
-    arrivals = [Arrival(one, 'shop', 'k', '', digest, len(BODY), time.monotonic()) for (one,) in ids]
+    arrivals = [arrival(one) for (one,) in ids]
     return [arrivals[at : at + BATCH] for at in range(0, rows // BATCH * BATCH, BATCH)]
+
+
+def arrival(message_id: str) -> Arrival:
+    return Arrival(message_id, 'shop', 'k', '', DIGEST, len(BODY), time.monotonic())
+
+
+def churned(options: argparse.Namespace) -> Iterator[Churn]:
+    with PostgresServer(fsync=True, shared_buffers=options.shared_buffers) as server:
+        for layout in options.layouts:
+            for action in options.actions:
+                yield churn(server, layout, action, options.churn)
 
 
 def measured(options: argparse.Namespace) -> Iterator[Run]:
@@ -137,25 +195,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=['shipped'])
     parser.add_argument('--actions', nargs='+', choices=('delete', 'mark'), default=['delete', 'mark'])
     parser.add_argument('--rows', type=int, default=50_000, help='records inserted and settled')
+    parser.add_argument('--churn', type=int, help='instead: records to insert and settle at once')
     parser.add_argument('--shared-buffers', default='512MB', help="PostgreSQL's shared_buffers")
     parser.add_argument('--json', type=Path, help='write every run here')
     options = parser.parse_args(arguments)
+    if options.churn:
+        figures = {'churns': [asdict(one) for one in tabled(churned(options))]}
+    else:
+        figures = {'runs': [asdict(one) for one in rated(measured(options))]}
+    if options.json:
+        options.json.write_text(json.dumps({**machine(), **figures}, indent=1))
+
+
+def tabled(churns: Iterator[Churn]) -> Iterator[Churn]:
+    """The same, printed."""
+    print(f'{"layout":14} {"action":7} {"records":>10} {"table MiB, fresh":>17} {"indexes MiB, fresh":>19}')
+    for one in churns:
+        sizes = f'{one.table:10.1f} {one.fresh_table:6.1f} {one.indexes:12.1f} {one.fresh_indexes:6.1f}'
+        print(f'{one.layout:14} {one.action:7} {one.records:10,} {sizes}', flush=True)
+        yield one
+
+
+def rated(measured: Iterator[Run]) -> Iterator[Run]:
+    """The same, printed, and whether they are fast enough."""
     print(
         f'{"layout":14} {"action":7} {"outstanding":>11} {"inserts/s":>9} {"settles/s":>9}'
         f' {"count s":>8} {"MiB":>11}'
     )
-    runs = []
-    for one in measured(options):
-        runs.append(one)
+    slowest = float('inf')
+    for one in measured:
+        slowest = min(slowest, one.settles)
         print(
             f'{one.layout:14} {one.action:7} {one.outstanding:11,} {one.inserts:9,.0f} {one.settles:9,.0f}'
             f' {one.look:8.3f} {one.before:5.0f} {one.after:5.0f}',
             flush=True,
         )
-    slowest = min(run.settles for run in runs)
+        yield one
     print(f'10,000 settlements a second: {slowest:,.0f}, {"met" if slowest >= 10_000 else "missed"}')
-    if options.json:
-        options.json.write_text(json.dumps({**machine(), 'runs': [asdict(one) for one in runs]}, indent=1))
 
 
 if __name__ == '__main__':

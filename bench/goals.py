@@ -24,6 +24,7 @@ WHOLE = {
     'flat': '',
     'bodies': '',
     'queues': '',
+    'audit': '',
 }
 SMALL = {
     'relay': '--no-peer --unconfirmed --events 500 --runs 1',
@@ -33,6 +34,7 @@ SMALL = {
     'flat': '--events 4000 --batch 1000 --step 2000',
     'bodies': '--sizes 1000 100000 --total 1000000 --events 300 --change-runs 1',
     'queues': '--counts 1 2 --events 300 --runs 1',
+    'audit': '--events 500 --runs 1',
 }
 
 

@@ -17,6 +17,7 @@ from typing import Self
 PEER = 'mikkoo==3.0.0'
 PEER_NEEDS = ('psycopg-binary', 'sentry-sdk', 'setuptools')
 CONSUMER = 'bench'  # PgQ's
+LOGIN = {'host': '127.0.0.1', 'username': 'guest', 'password': 'guest'}
 
 LOGGING = {
     'version': 1,
@@ -35,11 +36,21 @@ def configuration(
         'confirm': confirm,
         'consumer_name': CONSUMER,
         'postgres_url': postgres_url,
-        'rabbitmq': {'host': '127.0.0.1', 'username': 'guest', 'password': 'guest', **rabbitmq},
+        'rabbitmq': {**LOGIN, **rabbitmq},
         'unregister': False,
         'wait_duration': 1,
     }
-    application = {'poll_interval': 10, 'workers': dict.fromkeys(queues, worker)}
+    return _whole({'workers': dict.fromkeys(queues, worker)})
+
+
+def auditing(name: str, postgres_url: str, rabbitmq: Mapping[str, object], **options: object) -> str:
+    """The configuration of one auditor and no worker."""
+    auditor = {'postgres_url': postgres_url, 'rabbitmq': {**LOGIN, **rabbitmq}, **options}
+    return _whole({'workers': {}, 'auditors': {name: auditor}})
+
+
+def _whole(processes: Mapping[str, object]) -> str:
+    application = {'poll_interval': 10, **processes}
     return json.dumps({'Application': application, 'Daemon': {}, 'Logging': LOGGING}, indent=1)
 
 

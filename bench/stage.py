@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.load import EXCHANGE, HEADERS, PROPERTIES, ROUTE
-from bench.sides import CONSUMER, Side, configuration, family
+from bench.sides import CONSUMER, Side, auditing, configuration, family, ours
 from tests.servers.postgres import PostgresServer
 from tests.servers.rabbitmq import RabbitServer
 
@@ -40,11 +40,11 @@ class Stage:
         self._broker.close()
         self._connection.close()
 
-    def route(self, name: str, **arguments: str) -> None:
-        """Make a durable queue; `arguments` with '_' for '-'."""
+    def route(self, name: str, key: str | None = None, **arguments: str) -> None:
+        """Make a durable queue, bound by its name or by `key`; `arguments` with '_' for '-'."""
         given = {key.replace('_', '-'): value for key, value in arguments.items()}
         self._channel.queue_declare(name, durable=True, arguments=given)
-        self._channel.queue_bind(name, EXCHANGE, name)
+        self._channel.queue_bind(name, EXCHANGE, key or name)
 
     def purge(self, route: str) -> None:
         self._channel.queue_purge(route)
@@ -104,8 +104,17 @@ class Stage:
         if tls:
             options = {'ca_certs': self.rabbitmq.ca_file}
             rabbitmq = {'port': self.rabbitmq.tls_port, 'ssl_options': options}
-        folder = Path(tempfile.mkdtemp(dir=self._folder))
-        return Side(name, command, folder, configuration(queues, self._url, rabbitmq, confirm))
+        return Side(name, command, self._new_folder(), configuration(queues, self._url, rabbitmq, confirm))
+
+    def auditor(self, name: str, routing_key: str, **options: object) -> Side:
+        """An auditor of what goes to the exchange with this routing key, to be entered."""
+        bindings = [{'exchange': EXCHANGE, 'routing_key': routing_key}]
+        rabbitmq = {'port': self.rabbitmq.port}
+        text = auditing(name, self._url, rabbitmq, bindings=bindings, **options)
+        return Side(name, ours(), self._new_folder(), text)
+
+    def _new_folder(self) -> Path:
+        return Path(tempfile.mkdtemp(dir=self._folder))
 
     @contextmanager
     def pinned(self) -> Iterator[None]:

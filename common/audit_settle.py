@@ -1,15 +1,31 @@
 """The audit's records as an auditor changes them: settled, counted, pruned, in mikkoo.sql's tables.
 
 Texts that arrived are compared as bytes: what no database encoding holds, a NUL for instance, is a difference
-and no error.
+and no error. So are records of a database of SQL_ASCII, which may be no text either.
+
+No auditor sees the default exchange, so none settles or removes its records: they stay, and the report calls
+them late, until `mikkood audit prune`. They are a mistake that shall be seen, not one that goes away by age.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
-from typing import Literal
+from functools import lru_cache
+from typing import Literal, NamedTuple
 
+from mikkoo.common.audit_sql import (
+    COUNT,
+    ENCODING,
+    EXPIRE,
+    NOTE,
+    OUTSTANDING,
+    OWN,
+    PLAN,
+    PRUNE,
+    PRUNED,
+    SETTLE,
+)
 from mikkoo.common.postgres import Session
 
 FIRST_VERSION = 5  # of mikkoo.sql with an auditor's tables
@@ -17,122 +33,11 @@ PRUNED_AT_ONCE = 10_000  # rows in one transaction
 COUNTED_NAME = 255  # characters of a name that is counted: a record made by hand may hold any text
 LOCK = 0x6D696B61  # 'mika', the first key of the advisory lock; the second is of the auditor's name
 
-OWN = 'select pg_try_advisory_lock(%s, hashtext(%s))'
-# Whatever the statistics say of a table that is filled and emptied all day: by the key, row by row.
-PLAN = 'set enable_hashjoin = off; set enable_mergejoin = off; set enable_seqscan = off'
-ENCODING = "select current_setting('server_encoding') = 'UTF8'"
-
-# One arrival settles one record of its message_id, the oldest outstanding. `judged`: whether the content type
-# is as recorded, where that took a look into the properties; NULL: not looked at yet, so in doubt it waits.
-FOUND = """
-    with arrived as (
-        select * from unnest(
-            %s::int[], %s::uuid[], %s::bytea[], %s::bytea[], %s::bytea[], %s::bytea[], %s::float8[],
-            %s::bool[]
-        ) as a (n, message_id, exchange, routing_key, content_type, body_sha256, age, judged)
-    ), matched as (
-        select distinct on (a.n) a.n, a.judged, clock_timestamp() - a.age * interval '1 second' as seen_at,
-            r.message_id, r.published_at, r.received_at, r.queue, coalesce(r.exchange, '') as exchange,
-            r.content_type, r.properties, array_remove(array[
-                case when convert_to(coalesce(r.exchange, ''), 'UTF8') <> a.exchange then 'exchange' end,
-                case when convert_to(r.routing_key, 'UTF8') <> a.routing_key then 'routing_key' end,
-                case when not coalesce(
-                    a.judged, convert_to(coalesce(r.content_type, ''), 'UTF8') = a.content_type
-                ) then 'content_type' end,
-                case when sha256(convert_to(coalesce(r.payload, ''), 'UTF8')) <> a.body_sha256 then 'body' end
-            ], null) as fields
-        from arrived as a join mikkoo.audit as r on r.message_id = a.message_id
-        order by a.n, r.received_at is not null, r.published_at
-    ), found as (
-        select *, judged is null and properties ~ '(content_type|\\\\)' as doubtful from matched
-    ),
-"""
-MARKED = """
-    marked as (
-        update mikkoo.audit as r set received_at = f.seen_at from found as f
-        where r.message_id = f.message_id and r.published_at = f.published_at and r.received_at is null
-            and f.received_at is null and f.doubtful is not true {condition}
-        returning f.n
-    )
-"""
-DELETED = """
-    deleted as (
-        delete from mikkoo.audit as r using found as f
-        where r.message_id = f.message_id and r.published_at = f.published_at and r.received_at is null
-            and f.received_at is null and f.doubtful is not true and f.fields = '{}'
-        returning f.n
-    ),
-"""
-FINDINGS = """
-    select f.n, f.queue, f.exchange, f.fields, coalesce(f.doubtful, false), s.n is not null,
-        extract(epoch from f.seen_at - f.published_at)::float8,
-        case when f.doubtful then f.content_type end, case when f.doubtful then f.properties end
-    from found as f left join ({settled}) as s on s.n = f.n
-"""
-SETTLE = {
-    'delete': FOUND
-    + DELETED
-    + MARKED.format(condition="and f.fields <> '{}'")
-    + FINDINGS.format(settled='select n from deleted union all select n from marked'),
-    'mark': FOUND + MARKED.format(condition='') + FINDINGS.format(settled='select n from marked'),
-}
-NOTE = """
-    insert into mikkoo.audit_difference (message_id, auditor, queue, fields, exchange, routing_key,
-        content_type, body_sha256, body_size)
-    values (%s, %s, %s, %s, %s, %s, %s, %s, %s)
-    on conflict do nothing returning 1
-"""
-COUNT = """
-    insert into mikkoo.audit_tally as t (auditor, queue, exchange, hour, received, duplicates, differing,
-        expired, unknown, unidentified, latency_total, latency_max)
-    select %s, n.queue, n.exchange, date_trunc('hour', now()), n.received, n.duplicates, n.differing,
-        n.expired, n.unknown, n.unidentified, n.latency_total, n.latency_max
-    from unnest(
-        %s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
-        %s::bigint[], %s::float8[], %s::float8[]
-    ) as n (queue, exchange, received, duplicates, differing, expired, unknown, unidentified, latency_total,
-        latency_max)
-    order by n.queue, n.exchange
-    on conflict (auditor, queue, exchange, hour) do update set
-        received = t.received + excluded.received,
-        duplicates = t.duplicates + excluded.duplicates,
-        differing = t.differing + excluded.differing,
-        expired = t.expired + excluded.expired,
-        unknown = t.unknown + excluded.unknown,
-        unidentified = t.unidentified + excluded.unidentified,
-        latency_total = t.latency_total + excluded.latency_total,
-        latency_max = greatest(t.latency_max, excluded.latency_max)
-"""
-OUTSTANDING = """
-    select count(*), count(*) filter (where published_at < clock_timestamp() - %s * interval '1 second'),
-        (select message_id::text from mikkoo.audit where received_at is null and exchange = any(%s)
-         order by published_at limit 1)
-    from mikkoo.audit where received_at is null and exchange = any(%s)
-"""
-EXPIRE = """
-    delete from mikkoo.audit where ctid = any(array(
-        select ctid from mikkoo.audit
-        where received_at is null and exchange = any(%s)
-            and published_at < clock_timestamp() - %s * interval '1 second'
-        order by published_at limit %s for update skip locked))
-    returning queue, exchange, message_id::text
-"""
-PRUNE = """
-    delete from mikkoo.{table} where ctid = any(array(
-        select ctid from mikkoo.{table}
-        where {column} < clock_timestamp() - %s * interval '1 second' {own} limit %s))
-"""
-# Each auditor's differences and counts are kept for as long as it is told to: they are what tells of a loss.
-# Of an hour, when it was over.
-PRUNED = (
-    ('audit', 'received_at', ''),
-    ('audit_difference', 'seen_at', 'and auditor = %s'),
-    ('audit_tally', "hour + interval '1 hour'", 'and auditor = %s'),
-)
+NO_ENCODING = 'SQL_ASCII'  # what a database has whose texts are any bytes
+CACHED = 1024  # texts whose literals are kept: exchanges, routing keys and content types are few
 
 
-@dataclass(frozen=True, slots=True)
-class Arrival:
+class Arrival(NamedTuple):
     """A message as it arrived. `at`: monotonic seconds."""
 
     message_id: str  # a UUID in its usual form
@@ -144,8 +49,7 @@ class Arrival:
     at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """What an arrival is to the record that was found for it; `n`: its place among the arrivals asked about.
 
     `settled`: the record was outstanding and is settled now; else the message came again. `doubtful`: nothing
@@ -193,7 +97,7 @@ class Records:
         self.session = session
         self._auditor = auditor
         session.execute(PLAN)
-        [(self._unicode,)] = session.fetch(ENCODING)
+        [(self._encoding,)] = session.fetch(ENCODING)
 
     def own(self) -> bool:
         """Whether no other process is this auditor; for as long as the session lives."""
@@ -212,17 +116,22 @@ class Records:
         No message_id twice. A record that differs is marked, never deleted. `now`: monotonic seconds.
         """
         columns = (
-            list(range(len(arrivals))),
-            [arrival.message_id for arrival in arrivals],
-            [_bytes(arrival.exchange) for arrival in arrivals],
-            [_bytes(arrival.routing_key) for arrival in arrivals],
-            [_bytes(arrival.content_type) for arrival in arrivals],
-            [arrival.body_sha256 for arrival in arrivals],
-            [now - arrival.at for arrival in arrivals],
-            list(judged) or [None] * len(arrivals),
+            _array(arrival.message_id for arrival in arrivals),
+            _array(_bytea_of(arrival.exchange) for arrival in arrivals),
+            _array(_bytea_of(arrival.routing_key) for arrival in arrivals),
+            _array(_bytea_of(arrival.content_type) for arrival in arrivals),
+            _array(_bytea(arrival.body_sha256) for arrival in arrivals),
+            _array(str(now - arrival.at) for arrival in arrivals),
+            _array('NULL' if one is None else str(one) for one in judged or [None] * len(arrivals)),
         )
-        rows = self.session.fetch(SETTLE[action], columns, waits='settling')
-        return [Finding(*row) for row in rows]
+        rows = self.session.fetch(self._as_bytes(SETTLE[action]), columns, waits='settling')
+        return [
+            Finding(
+                n, _text(queue), _text(exchange), fields, doubtful, settled, latency,
+                _text_or_none(content_type), _text_or_none(properties),
+            )
+            for n, queue, exchange, fields, doubtful, settled, latency, content_type, properties in rows
+        ]  # fmt: skip
 
     def note(self, arrival: Arrival, queue: str, fields: Sequence[str]) -> bool:
         """Keep how a message differs; False: it is kept already."""
@@ -264,12 +173,14 @@ class Records:
         Their (queue, exchange, message_id); at most PRUNED_AT_ONCE, counted as expired.
         """
         with self.session.transaction():
-            rows = self.session.fetch(EXPIRE, (list(exchanges), keep, PRUNED_AT_ONCE), waits='expiring')
+            args = (list(exchanges), keep, PRUNED_AT_ONCE)
+            rows = self.session.fetch(self._as_bytes(EXPIRE), args, waits='expiring')
+            gone = [(_text(queue), _text(exchange), message_id) for queue, exchange, message_id in rows]
             tallies: Tallies = {}
-            for queue, exchange, _ in rows:
+            for queue, exchange, _ in gone:
                 tallies.setdefault((queue, exchange), Tally()).expired += 1
             self.count(tallies)
-        return [(queue, exchange, message_id) for queue, exchange, message_id in rows]
+        return gone
 
     def prune(self, keep: float) -> int:
         """Delete received records, this auditor's differences and counts, older than `keep`; how many."""
@@ -287,9 +198,37 @@ class Records:
     def storable(self, text: str) -> str:
         """A text that arrived, for a column: what the database cannot hold is written as an escape."""
         text = text.replace('\0', '\\x00')
-        encoding = 'utf-8' if self._unicode else 'ascii'
+        encoding = 'utf-8' if self._encoding in ('UTF8', NO_ENCODING) else 'ascii'
         return text.encode(encoding, 'backslashreplace').decode(encoding)
 
+    def _as_bytes(self, sql: str) -> str:
+        """The statement for this database: without an encoding its texts are bytes already."""
+        return sql.replace("'UTF8'", f"'{NO_ENCODING}'") if self._encoding == NO_ENCODING else sql
 
-def _bytes(text: str) -> bytes:
-    return text.encode('utf-8', 'surrogatepass')
+
+def _array(items: Iterable[str]) -> str:
+    """The literal of an array: one constant for PostgreSQL to read, not one for each element."""
+    return f'{{{",".join(items)}}}'
+
+
+def _bytea(data: bytes) -> str:
+    return f'"\\\\x{data.hex()}"'
+
+
+@lru_cache(CACHED)
+def _bytea_of(text: str) -> str:
+    return _bytea(text.encode('utf-8', 'surrogatepass'))
+
+
+@lru_cache(CACHED)
+def _decoded(data: bytes) -> str:
+    return data.decode(errors='backslashreplace')
+
+
+def _text(data: memoryview) -> str:
+    """A text of a record; bytes that are no UTF-8 are written as escapes."""
+    return _decoded(data.tobytes())
+
+
+def _text_or_none(data: memoryview | None) -> str | None:
+    return None if data is None else _text(data)

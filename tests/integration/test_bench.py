@@ -192,6 +192,18 @@ def test_connector(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_audit(tmp_path: Path) -> None:
+    printed, figures = small('audit', tmp_path)
+    whats = ('plain', 'relay alone', 'auditor alone', 'relay, together', 'auditor, together')
+    runs = figures['runs']
+    assert [(run['action'], run['what']) for run in runs] == [
+        (action, what) for action in ('delete', 'mark') for what in whats
+    ]
+    assert all(run['rate'] > 0 and run['cpu'] > 0 for run in runs)
+    assert {run['events'] for run in runs} == {500}
+    assert len(figures['goals']) == 5 and printed.count('keeps up') == 8
+
+
 def test_audit_table(tmp_path: Path) -> None:
     path = tmp_path / 'table.json'
     options = (
